@@ -1,0 +1,21 @@
+package store
+
+import (
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// Record is one published version of one object. It and everything it points to is immutable; it may be shared and kept freely.
+type Record struct {
+	Key string
+	// Object has its resourceVersion set to Revision. Never write to it: make a deep copy.
+	Object runtime.Object
+	// Revision of this version; CreateRevision of the object's first version.
+	Revision, CreateRevision int64
+	// Expires is when the store deletes the object by itself; zero: never.
+	Expires time.Time
+
+	size      int64 // encoded bytes, as the engine keeps them
+	encodings encodingSet
+}
