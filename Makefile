@@ -1,0 +1,51 @@
+# knarr: `make build`, then `make demo`. All targets: see README.md.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+KUBERNETES := v1.36.3
+VERSION    := $(KUBERNETES)+knarr
+COMMIT     := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+DATE       := $(shell TZ=UTC0 git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo 1970-01-01T00:00:00Z)
+STAMP      := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,\
+	-X $(p).gitVersion=$(VERSION) -X $(p).gitMajor=1 -X $(p).gitMinor=36 -X $(p).gitCommit=$(COMMIT) \
+	-X $(p).gitTreeState=clean -X $(p).buildDate=$(DATE))
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Packages small enough for the race detector: none of them links the whole of Kubernetes.
+LIGHT := ./store/... ./system/pki/... ./internal/... ./node/shim/... ./node/image/... ./network/... ./client/...
+
+.PHONY: build demo test check bench clean deps shimdeps testdeps
+
+build: shimdeps
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(strip $(STAMP))' -o bin/knarr ./cmd/knarr
+	CGO_ENABLED=1 go build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -extldflags -static' -o bin/knarr-shim ./cmd/knarr-shim
+
+demo: build testdeps
+	go run ./examples/demo
+
+test: build testdeps
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(strip $(STAMP))' -o bin/kubectl k8s.io/kubernetes/cmd/kubectl
+	KNARR_BIN=$(CURDIR)/bin go test -timeout 20m ./...
+
+check:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted" >&2; exit 1; fi
+	go vet ./...
+	go test ./internal/checks
+	go run $(STATICCHECK) ./...
+	CGO_ENABLED=1 go test -race $(LIGHT)
+
+bench: build testdeps
+	go run ./bench
+
+clean:
+	rm -rf bin
+
+# What Debian's minimal system lacks; installed where we are root, named where not.
+shimdeps:
+	@.ci/need libseccomp-dev:/usr/include/seccomp.h pkg-config:/usr/bin/pkg-config
+
+testdeps:
+	@.ci/need busybox-static:/bin/busybox
+
+deps: shimdeps testdeps
