@@ -1,0 +1,98 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+)
+
+const (
+	// rootfsPrefix begins the snapshot key of a container's root file system.
+	rootfsPrefix = "rootfs/"
+	// gcRootLabel makes a snapshot stay, and all below it, until it is removed.
+	gcRootLabel = "containerd.io/gc.root"
+)
+
+// NewRootfs prepares the writable root file system of container id on the image that ref means, and returns what to
+// mount. It is idempotent: where id has a root file system already, that one is returned, whatever ref means now.
+// Nothing is mounted. The mounts are valid until RemoveRootfs, also after a restart of the process.
+func (s *Store) NewRootfs(ctx context.Context, id, ref string) ([]mount.Mount, error) {
+	ctx = s.scope(ctx)
+	if id == "" {
+		return nil, fmt.Errorf("root file system without a container ID: %w", errdefs.ErrInvalidArgument)
+	}
+	key := rootfsPrefix + id
+	if err := s.keys.Lock(ctx, key); err != nil {
+		return nil, err
+	}
+	defer s.keys.Unlock(key)
+	mounts, err := s.snap.Mounts(ctx, key)
+	if err == nil {
+		return mounts, nil
+	}
+	if !errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("root file system of %s: %w", id, err)
+	}
+	return s.prepareRootfs(ctx, key, ref)
+}
+
+func (s *Store) prepareRootfs(ctx context.Context, key, ref string) ([]mount.Mount, error) {
+	d, _, err := s.index.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	label := snapshots.WithLabels(map[string]string{gcRootLabel: time.Now().UTC().Format(time.RFC3339)})
+	mounts, err := s.snap.Prepare(ctx, key, d.chainID, label)
+	if errdefs.IsNotFound(err) {
+		// The layers are gone though the image is there (a lost snapshot database): unpack them again.
+		leased, done, lerr := s.withLease(ctx)
+		if lerr != nil {
+			return nil, lerr
+		}
+		defer done()
+		if err := s.unpack(leased, s.index.targetOf(d.id, ""), nil); err != nil {
+			return nil, fmt.Errorf("unpack image %s: %w", ref, err)
+		}
+		mounts, err = s.snap.Prepare(leased, key, d.chainID, label)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("root file system on image %s: %w", ref, err)
+	}
+	return mounts, nil
+}
+
+// RemoveRootfs removes the root file system of container id with all that was written to it; the disk space is free on
+// return. It must not be mounted any more. Where there is none the result is nil.
+func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
+	ctx = s.scope(ctx)
+	err := s.snap.Remove(ctx, rootfsPrefix+id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove the root file system of %s: %w", id, err)
+	}
+	return s.collect.collect()
+}
+
+// Rootfs returns the container IDs that have a root file system, so that an agent finds those that outlived a crash.
+func (s *Store) Rootfs(ctx context.Context) ([]string, error) {
+	var ids []string
+	err := s.snap.Walk(s.scope(ctx), func(_ context.Context, info snapshots.Info) error {
+		if id, ok := strings.CutPrefix(info.Name, rootfsPrefix); ok {
+			ids = append(ids, id)
+		}
+		return nil
+	})
+	return ids, err
+}
+
+// Usage returns what container id has written to its root file system, in bytes and inodes. It walks those files.
+func (s *Store) Usage(ctx context.Context, id string) (snapshots.Usage, error) {
+	return s.snap.Usage(s.scope(ctx), rootfsPrefix+id)
+}

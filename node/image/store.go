@@ -1,0 +1,268 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/containerd/v2/plugins/snapshots/native"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	"github.com/sirupsen/logrus"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// namespace is the one namespace of the metadata database that knarr uses.
+	namespace = "knarr"
+	// maxConcurrentLayers bounds the blobs that one pull downloads at the same time.
+	maxConcurrentLayers = 3
+	// dbLockTimeout bounds the wait for bbolt's own file lock. The store's lock is taken first, so it is free.
+	dbLockTimeout = 2 * time.Second
+)
+
+// Options says how to open a Store.
+type Options struct {
+	// Root is the directory of the store, created with mode 0700 where missing. Required.
+	Root string
+	// SharedContent is a directory in which the nodes of one machine share blobs by hard links; it must be on the file
+	// system of Root. Empty: nothing is shared. On another file system sharing has no effect.
+	SharedContent string
+	// Registries says where and how images are pulled. The zero value: each image from the registry in its name, by
+	// HTTPS (loopback registries: HTTPS, then HTTP).
+	Registries RegistryConfig
+	// ForceNative makes a new store use full copies in place of overlay mounts. A store that exists keeps its kind.
+	ForceNative bool
+}
+
+// Store is the image store of a node. All of its methods may be called concurrently. One process at a time has a
+// store open.
+type Store struct {
+	opts     Options
+	platform platforms.MatchComparer
+
+	lock    *os.File
+	bdb     *bolt.DB
+	db      *metadata.DB
+	snap    snapshots.Snapshotter // through db
+	backing snapshots.Snapshotter // below db
+	kind    string                // "overlayfs" or "native"
+	content content.Store         // through db
+	images  images.Store
+	leases  leases.Manager
+	blobs   *sharedStore // below db
+
+	index   index
+	naming  sync.Mutex // held while names are given or taken to content that no lease protects
+	collect collector
+	keys    keyedMutex // one unpack per layer chain, one download per blob
+	pulls   flightGroup
+
+	// background work (recovery after an unclean stop) ends before Close returns.
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// Open opens the store in o.Root, creating it where it does not exist. It fails with "in use by another process" when
+// another process has the store open. Leases and half-done work of a process that was killed are removed, in the background.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	if o.Root == "" {
+		return nil, errors.New("image store: Root is not set")
+	}
+	if err := o.Registries.validate(); err != nil {
+		return nil, err
+	}
+	s := &Store{opts: o, platform: platforms.Default()}
+	s.ctx, s.cancel = context.WithCancel(s.background())
+	if err := s.open(ctx); err != nil {
+		s.closeFiles()
+		s.cancel()
+		return nil, fmt.Errorf("image store %s: %w", o.Root, err)
+	}
+	return s, nil
+}
+
+func (s *Store) open(ctx context.Context) error {
+	ctx = s.scope(ctx)
+	if err := os.MkdirAll(s.opts.Root, 0o700); err != nil {
+		return err
+	}
+	if err := s.takeLock(); err != nil {
+		return err
+	}
+	if err := s.openBlobs(); err != nil {
+		return err
+	}
+	if err := s.openSnapshotter(); err != nil {
+		return err
+	}
+	var err error
+	s.bdb, err = bolt.Open(s.path("meta.db"), 0o600, &bolt.Options{Timeout: dbLockTimeout, NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
+	if err != nil {
+		return fmt.Errorf("meta.db: %w", err)
+	}
+	s.db = metadata.NewDB(s.bdb, s.blobs, map[string]snapshots.Snapshotter{s.kind: s.backing})
+	if err := s.db.Init(ctx); err != nil {
+		return fmt.Errorf("meta.db: %w", err)
+	}
+	s.content = s.db.ContentStore()
+	s.snap = s.db.Snapshotter(s.kind)
+	s.images = metadata.NewImageStore(s.db)
+	s.leases = metadata.NewLeaseManager(s.db)
+	s.collect.run = func() error { _, err := s.db.GarbageCollect(s.background()); return err }
+	if err := s.loadIndex(ctx); err != nil {
+		return err
+	}
+	return s.markRunning(ctx)
+}
+
+// takeLock makes this process the only one that has the store open. The kernel drops the lock when the process dies.
+func (s *Store) takeLock() error {
+	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return errors.New("in use by another process; stop that one first (knarr down)")
+		}
+		return fmt.Errorf("lock: %w", err)
+	}
+	s.lock = f
+	return nil
+}
+
+func (s *Store) openBlobs() error {
+	inner, err := local.NewLabeledStore(s.path("content"), nil)
+	if err != nil {
+		return fmt.Errorf("content: %w", err)
+	}
+	s.blobs, err = newSharedStore(inner, s.path("content"), s.opts.SharedContent)
+	return err
+}
+
+// openSnapshotter opens the snapshotter that the store was made with; for a new store it tries an overlay mount once.
+func (s *Store) openSnapshotter() error {
+	overlayRoot, nativeRoot := s.path("overlay"), s.path("native")
+	_, haveOverlay := os.Stat(overlayRoot)
+	_, haveNative := os.Stat(nativeRoot)
+	useNative := haveOverlay != nil && (haveNative == nil || s.opts.ForceNative || overlayutils.Supported(s.opts.Root) != nil)
+	var err error
+	if useNative {
+		s.kind = "native"
+		s.backing, err = native.NewSnapshotter(nativeRoot)
+	} else {
+		s.kind = "overlayfs"
+		s.backing, err = overlay.NewSnapshotter(overlayRoot, overlay.AsynchronousRemove)
+	}
+	if err != nil {
+		return fmt.Errorf("snapshots: %w", err)
+	}
+	return nil
+}
+
+// markRunning leaves a mark for the next Open and, where the last process left one, cleans up behind that process.
+func (s *Store) markRunning(ctx context.Context) error {
+	mark := s.path("running")
+	_, err := os.Stat(mark)
+	if err == nil {
+		stale, err := s.leases.List(ctx)
+		if err != nil {
+			return fmt.Errorf("leases: %w", err)
+		}
+		for _, l := range stale {
+			if err := s.leases.Delete(ctx, l); err != nil {
+				return fmt.Errorf("lease %s: %w", l.ID, err)
+			}
+		}
+		s.wg.Add(1)
+		go func() {
+			defer s.wg.Done()
+			if err := s.recover(s.ctx); err != nil && s.ctx.Err() == nil {
+				logrus.WithError(err).Warn("image store: cleaning up after an unclean stop failed; the disk space is freed at the next removal of an image")
+			}
+		}()
+		return nil
+	}
+	f, err := os.OpenFile(mark, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// Close ends background work and closes the databases. Calls that are under way fail.
+func (s *Store) Close() error {
+	s.cancel()
+	s.pulls.close()
+	s.wg.Wait()
+	err := s.closeFiles()
+	return err
+}
+
+func (s *Store) closeFiles() error {
+	var errs []error
+	if s.backing != nil {
+		errs = append(errs, s.backing.Close())
+	}
+	if s.bdb != nil {
+		errs = append(errs, s.bdb.Close())
+	}
+	if s.lock != nil {
+		if s.db != nil {
+			errs = append(errs, os.Remove(s.path("running")))
+		}
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) path(name string) string { return filepath.Join(s.opts.Root, name) }
+
+// Root returns the directory of the store.
+func (s *Store) Root() string { return s.opts.Root }
+
+// scope gives ctx the namespace of the database and a logger that drops the libraries' chatter: what matters is
+// returned as an error.
+func (s *Store) scope(ctx context.Context) context.Context {
+	return log.WithLogger(namespaces.WithNamespace(ctx, namespace), quietLog())
+}
+
+func (s *Store) background() context.Context { return s.scope(context.Background()) }
+
+func quietLog() *log.Entry {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	l.SetLevel(logrus.PanicLevel)
+	return logrus.NewEntry(l)
+}
+
+// withLease returns a context under which everything that is written stays until done is called.
+func (s *Store) withLease(ctx context.Context) (_ context.Context, done func(), err error) {
+	l, err := s.leases.Create(ctx, leases.WithRandomID())
+	if err != nil {
+		return nil, nil, fmt.Errorf("lease: %w", err)
+	}
+	done = func() {
+		// A failure leaves a lease that the next Open deletes.
+		_ = s.leases.Delete(context.WithoutCancel(ctx), l)
+	}
+	return leases.WithLease(ctx, l.ID), done, nil
+}
