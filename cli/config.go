@@ -20,6 +20,7 @@ const (
 	DefaultKubeletPort = 10250
 	DefaultPodCIDR     = "10.42.0.0/16"
 	DefaultServiceCIDR = "10.43.0.0/16"
+	DefaultNodeCIDR    = "10.41.0.0/16"
 	DefaultClusterDNS  = "10.43.0.10"
 	DefaultDomain      = "cluster.local"
 
@@ -57,7 +58,9 @@ type ServerConfig struct {
 	ServerNames []string
 	PodCIDR     netip.Prefix
 	ServiceCIDR netip.Prefix
-	ClusterDNS  netip.Addr
+	// NodeCIDR holds the links between the machine and its further nodes (network/nodens).
+	NodeCIDR   netip.Prefix
+	ClusterDNS netip.Addr
 	// Domain is the DNS domain of services.
 	Domain string
 	// NoAgent leaves out the agent of the server's own node.
@@ -140,7 +143,7 @@ func (c ServerConfig) Validate() error {
 	errs := []error{
 		validateName("cluster name", c.Name),
 		validatePort("--port", c.Port),
-		validateCIDRs(c.PodCIDR, c.ServiceCIDR, c.ClusterDNS),
+		validateCIDRs(c.PodCIDR, c.ServiceCIDR, c.NodeCIDR, c.ClusterDNS),
 	}
 	if !filepath.IsAbs(c.Dir) {
 		errs = append(errs, fmt.Errorf("data directory %q is not an absolute path", c.Dir))
@@ -154,7 +157,7 @@ func (c ServerConfig) Validate() error {
 	return errors.Join(errs...)
 }
 
-func validateCIDRs(pods, services netip.Prefix, dns netip.Addr) error {
+func validateCIDRs(pods, services, nodes netip.Prefix, dns netip.Addr) error {
 	switch {
 	case !pods.IsValid() || pods.Masked() != pods:
 		return fmt.Errorf("--pod-cidr %s is not a network prefix such as %s", pods, DefaultPodCIDR)
@@ -162,6 +165,10 @@ func validateCIDRs(pods, services netip.Prefix, dns netip.Addr) error {
 		return fmt.Errorf("--service-cidr %s is not a network prefix such as %s", services, DefaultServiceCIDR)
 	case pods.Overlaps(services):
 		return fmt.Errorf("--pod-cidr %s and --service-cidr %s overlap: pods and services need ranges of their own", pods, services)
+	case !nodes.IsValid() || nodes.Masked() != nodes:
+		return fmt.Errorf("--node-cidr %s is not a network prefix such as %s", nodes, DefaultNodeCIDR)
+	case nodes.Overlaps(pods) || nodes.Overlaps(services):
+		return fmt.Errorf("--node-cidr %s overlaps --pod-cidr or --service-cidr", nodes)
 	case !services.Contains(dns):
 		return fmt.Errorf("--cluster-dns %s lies outside of --service-cidr %s", dns, services)
 	}
@@ -190,4 +197,14 @@ func (c AgentConfig) Validate() error {
 // serverURL is the address of a local API.
 func serverURL(host string, port int) string {
 	return "https://" + net.JoinHostPort(host, strconv.Itoa(port))
+}
+
+// NodeTLSDir is where a node that joined keeps its identity (pki.JoinOptions.Dir).
+func NodeTLSDir(clusterDir, node string) string {
+	return filepath.Join(NodeDir(clusterDir, node), "tls")
+}
+
+// PodNetworkDir is where a node keeps the addresses of its pods (pod.Options.StateDir).
+func PodNetworkDir(clusterDir, node string) string {
+	return filepath.Join(NodeDir(clusterDir, node), "network")
 }
