@@ -38,6 +38,7 @@ type registration struct {
 	// Owned by the delivering goroutine.
 	listed bool // the initial list is delivered
 	table  *store.Table
+	prefix string // of the keys that matter in table and base
 	watch  *store.Watch
 	base   *store.Snapshot          // nil is empty
 	since  map[string]*store.Record // by key; nil is deleted
@@ -160,8 +161,8 @@ func (r *registration) event(e *store.Event) {
 	v := r.informer.view
 	if e.Type == store.Deleted {
 		r.since[e.Record.Key] = nil
-		if old, ok := v.see(e.Prev); ok {
-			r.call(func() { r.handler.OnDelete(atRevision(old, e.Revision)) })
+		if last, ok := v.see(e.Record); ok { // the last state, with the revision in which it is gone
+			r.call(func() { r.handler.OnDelete(last) })
 		}
 		return
 	}
@@ -200,7 +201,8 @@ func (r *registration) rebase(t *store.Table) {
 	}
 	r.table = t
 	if now != nil {
-		now.Ascend(r.informer.view.prefix(t), "", func(rec *store.Record) bool {
+		r.prefix = r.informer.view.prefix(t)
+		now.Ascend(r.prefix, "", func(rec *store.Record) bool {
 			before := old(rec.Key)
 			if before == nil || before.Revision != rec.Revision {
 				r.changed(before, rec, !r.listed)
@@ -243,7 +245,7 @@ func (r *registration) vanished(now *store.Snapshot) {
 		}
 	}
 	if r.base != nil {
-		r.base.Ascend("", "", func(rec *store.Record) bool {
+		r.base.Ascend(r.prefix, "", func(rec *store.Record) bool {
 			if _, newer := r.since[rec.Key]; !newer {
 				gone(rec)
 			}

@@ -71,7 +71,7 @@ func (t *transport) serve(w *response, req *http.Request) {
 	defer func() {
 		reason := recover()
 		if reason == nil {
-			w.finish(nil)
+			w.finish(req.Context().Err())
 			return
 		}
 		if reason != http.ErrAbortHandler { //nolint:errorlint // a sentinel by definition
@@ -207,7 +207,8 @@ func (w *response) SetWriteDeadline(time.Time) error { return nil }
 // Nothing is ever sent: the request's context says when the client is gone.
 func (w *response) CloseNotify() <-chan bool { return nil }
 
-// finish ends the response: err nil is a proper end. A handler that wrote nothing sent an empty 200, as with net/http.
+// finish ends the response: err nil is a proper end. A handler that wrote nothing sent an empty 200, as with net/http, unless it returned
+// because the request was over.
 func (w *response) finish(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -10,27 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/informers/admissionregistration"
-	"k8s.io/client-go/informers/apiserverinternal"
-	"k8s.io/client-go/informers/apps"
-	"k8s.io/client-go/informers/autoscaling"
-	"k8s.io/client-go/informers/batch"
-	"k8s.io/client-go/informers/certificates"
-	"k8s.io/client-go/informers/coordination"
-	"k8s.io/client-go/informers/core"
-	"k8s.io/client-go/informers/discovery"
-	"k8s.io/client-go/informers/events"
-	"k8s.io/client-go/informers/extensions"
-	"k8s.io/client-go/informers/flowcontrol"
 	"k8s.io/client-go/informers/internalinterfaces"
-	"k8s.io/client-go/informers/networking"
-	"k8s.io/client-go/informers/node"
-	"k8s.io/client-go/informers/policy"
-	"k8s.io/client-go/informers/rbac"
-	"k8s.io/client-go/informers/resource"
-	"k8s.io/client-go/informers/scheduling"
-	"k8s.io/client-go/informers/storage"
-	"k8s.io/client-go/informers/storagemigration"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -40,6 +20,7 @@ import (
 // factory is client-go's SharedInformerFactory over tables.
 type factory struct {
 	typedSet
+	groups
 	types typesByResource
 }
 
@@ -47,7 +28,9 @@ var _ informers.SharedInformerFactory = (*factory)(nil)
 
 // NewFactory makes client-go's informers of the built-in kinds over the store's tables.
 func NewFactory(o Options) informers.SharedInformerFactory {
-	return &factory{typedSet: typedSet{newInformerSet[reflect.Type](o)}}
+	f := &factory{typedSet: typedSet{newInformerSet[reflect.Type](o)}}
+	f.groups = groups{f, o.Namespace, o.Tweak}
+	return f
 }
 
 // InformerFor implements informers.SharedInformerFactory. constructor is not used to make anything; it only says, where it is not the
@@ -72,14 +55,6 @@ func (f *factory) ForResource(gvr schema.GroupVersionResource) (informers.Generi
 		return f.options.typedInformer(obj, scopeOf(f.options.Namespace, f.options.Tweak), cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
 	})
 	return genericInformer{i, gvr.GroupResource()}, nil
-}
-
-// tweak has the type that the generated code wants.
-func (f *factory) tweak() internalinterfaces.TweakListOptionsFunc {
-	if f.options.Tweak == nil {
-		return nil
-	}
-	return f.options.Tweak
 }
 
 // genericInformer implements informers.GenericInformer.
@@ -123,104 +98,4 @@ func (t *typesByResource) fill() {
 			t.types[plural] = typ
 		}
 	}
-}
-
-// Admissionregistration implements informers.SharedInformerFactory.
-func (f *factory) Admissionregistration() admissionregistration.Interface {
-	return admissionregistration.New(f, f.options.Namespace, f.tweak())
-}
-
-// Internal implements informers.SharedInformerFactory.
-func (f *factory) Internal() apiserverinternal.Interface {
-	return apiserverinternal.New(f, f.options.Namespace, f.tweak())
-}
-
-// Apps implements informers.SharedInformerFactory.
-func (f *factory) Apps() apps.Interface {
-	return apps.New(f, f.options.Namespace, f.tweak())
-}
-
-// Autoscaling implements informers.SharedInformerFactory.
-func (f *factory) Autoscaling() autoscaling.Interface {
-	return autoscaling.New(f, f.options.Namespace, f.tweak())
-}
-
-// Batch implements informers.SharedInformerFactory.
-func (f *factory) Batch() batch.Interface {
-	return batch.New(f, f.options.Namespace, f.tweak())
-}
-
-// Certificates implements informers.SharedInformerFactory.
-func (f *factory) Certificates() certificates.Interface {
-	return certificates.New(f, f.options.Namespace, f.tweak())
-}
-
-// Coordination implements informers.SharedInformerFactory.
-func (f *factory) Coordination() coordination.Interface {
-	return coordination.New(f, f.options.Namespace, f.tweak())
-}
-
-// Core implements informers.SharedInformerFactory.
-func (f *factory) Core() core.Interface {
-	return core.New(f, f.options.Namespace, f.tweak())
-}
-
-// Discovery implements informers.SharedInformerFactory.
-func (f *factory) Discovery() discovery.Interface {
-	return discovery.New(f, f.options.Namespace, f.tweak())
-}
-
-// Events implements informers.SharedInformerFactory.
-func (f *factory) Events() events.Interface {
-	return events.New(f, f.options.Namespace, f.tweak())
-}
-
-// Extensions implements informers.SharedInformerFactory.
-func (f *factory) Extensions() extensions.Interface {
-	return extensions.New(f, f.options.Namespace, f.tweak())
-}
-
-// Flowcontrol implements informers.SharedInformerFactory.
-func (f *factory) Flowcontrol() flowcontrol.Interface {
-	return flowcontrol.New(f, f.options.Namespace, f.tweak())
-}
-
-// Networking implements informers.SharedInformerFactory.
-func (f *factory) Networking() networking.Interface {
-	return networking.New(f, f.options.Namespace, f.tweak())
-}
-
-// Node implements informers.SharedInformerFactory.
-func (f *factory) Node() node.Interface {
-	return node.New(f, f.options.Namespace, f.tweak())
-}
-
-// Policy implements informers.SharedInformerFactory.
-func (f *factory) Policy() policy.Interface {
-	return policy.New(f, f.options.Namespace, f.tweak())
-}
-
-// Rbac implements informers.SharedInformerFactory.
-func (f *factory) Rbac() rbac.Interface {
-	return rbac.New(f, f.options.Namespace, f.tweak())
-}
-
-// Resource implements informers.SharedInformerFactory.
-func (f *factory) Resource() resource.Interface {
-	return resource.New(f, f.options.Namespace, f.tweak())
-}
-
-// Scheduling implements informers.SharedInformerFactory.
-func (f *factory) Scheduling() scheduling.Interface {
-	return scheduling.New(f, f.options.Namespace, f.tweak())
-}
-
-// Storage implements informers.SharedInformerFactory.
-func (f *factory) Storage() storage.Interface {
-	return storage.New(f, f.options.Namespace, f.tweak())
-}
-
-// Storagemigration implements informers.SharedInformerFactory.
-func (f *factory) Storagemigration() storagemigration.Interface {
-	return storagemigration.New(f, f.options.Namespace, f.tweak())
 }

@@ -94,21 +94,30 @@ func (v *view) indexLocked(t *store.Table, name string) {
 	if v.bound[name] == t || isNamespaceIndex(fn) {
 		return
 	}
-	err := t.AddIndex(v.indexName(name), func(r *store.Record) []string {
-		obj, err := v.shape(r.Object)
-		if err != nil {
-			return nil
-		}
-		values, err := fn(obj)
-		if err != nil {
-			klog.ErrorS(err, "Index function failed; the object is left out of the index", "index", name, "key", r.Key)
-		}
-		return values
-	})
+	err := t.AddIndex(v.indexName(name), func(r *store.Record) []string { return v.indexValues(name, fn, r) })
 	if err != nil {
 		klog.ErrorS(err, "Index already there", "index", v.indexName(name))
 	}
 	v.bound[name] = t
+}
+
+// indexValues is called under the store's lock: whatever the function does, the store goes on.
+func (v *view) indexValues(name string, fn cache.IndexFunc, r *store.Record) (values []string) {
+	defer func() {
+		if reason := recover(); reason != nil {
+			klog.ErrorS(nil, "Panic in an index function; the object is left out of the index", "index", name, "key", r.Key, "panic", reason)
+			values = nil
+		}
+	}()
+	obj, err := v.shape(r.Object)
+	if err == nil {
+		values, err = fn(obj)
+	}
+	if err != nil {
+		klog.ErrorS(err, "Index function failed; the object is left out of the index", "index", name, "key", r.Key)
+		return nil
+	}
+	return values
 }
 
 // isNamespaceIndex says whether fn is client-go's own index by namespace.
