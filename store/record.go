@@ -16,6 +16,7 @@ type Record struct {
 	// Expires is when the store deletes the object by itself; zero: never.
 	Expires time.Time
 
-	size      int64 // encoded bytes, as the engine keeps them
+	size      int64  // encoded bytes, as the engine keeps them
+	hash      uint64 // of the object as published; set by the mutation detector only
 	encodings encodingSet
 }

@@ -1,0 +1,32 @@
+package pebble_test
+
+import (
+	"context"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"knarr/store"
+	"knarr/store/pebble"
+	"knarr/store/storetest"
+)
+
+// memory is storage in a crashable file system.
+type memory struct{ fs *vfs.MemFS }
+
+func newMemory(testing.TB) storetest.Harness { return &memory{vfs.NewCrashableMem()} }
+
+func (m *memory) Open() (store.Engine, error) {
+	return pebble.Open(context.Background(), pebble.Options{Dir: "/db", FS: m.fs})
+}
+
+func (m *memory) Crash(how storetest.Crash, rng *rand.Rand) {
+	keep := 100
+	if how == storetest.PowerLoss {
+		keep = []int{0, 50, 90}[rng.IntN(3)]
+	}
+	m.fs = m.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: keep, RNG: rng})
+}
+
+func TestConformance(t *testing.T) { storetest.Run(t, newMemory) }
