@@ -1,0 +1,153 @@
+package api
+
+import (
+	"context"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/storage/value"
+
+	"knarr/store"
+)
+
+// KeyRoot is what upstream puts before every key.
+const KeyRoot = "/registry"
+
+// A Kind is one stored resource: its table and the rules of travel between the table and upstream's REST storage.
+// It is immutable after creation and safe for concurrent use.
+type Kind struct {
+	// Resource names the kind without a version, e.g. deployments.apps.
+	Resource schema.GroupResource
+	// Stored is the type that the table holds, which is also upstream's storage version.
+	Stored schema.GroupVersionKind
+	// Table holds the objects.
+	Table *store.Table
+
+	store  *store.Store
+	prefix string // key prefix with the final slash: /registry/pods/
+	form   form
+}
+
+// A form converts between what the table holds and what the REST storage works with.
+// Both directions give private copies.
+type form interface {
+	// toStored gives the versioned, defaulted object that the table may own.
+	toStored(obj runtime.Object) (runtime.Object, error)
+	// fromStored gives an object that the REST storage may own, of the version it works with.
+	fromStored(rec *store.Record) (runtime.Object, error)
+}
+
+// Prefix is the key prefix of the kind, with its final slash.
+func (k *Kind) Prefix() string { return k.prefix }
+
+// Key is the key of one object; namespace is empty for cluster-scoped kinds.
+func (k *Kind) Key(namespace, name string) string {
+	if namespace == "" {
+		return k.prefix + name
+	}
+	return k.prefix + namespace + "/" + name
+}
+
+// hubForm serves kinds whose types live in a scheme with an internal version: the built-in kinds, CustomResourceDefinition
+// and APIService.
+type hubForm struct {
+	scheme *runtime.Scheme
+	stored schema.GroupVersionKind
+	hub    schema.GroupVersion
+}
+
+func (f *hubForm) toStored(obj runtime.Object) (runtime.Object, error) {
+	out, err := f.scheme.UnsafeConvertToVersion(obj.DeepCopyObject(), f.stored.GroupVersion())
+	if err != nil {
+		return nil, err
+	}
+	f.scheme.Default(out)
+	out.GetObjectKind().SetGroupVersionKind(f.stored)
+	return out, nil
+}
+
+func (f *hubForm) fromStored(rec *store.Record) (runtime.Object, error) {
+	return f.scheme.UnsafeConvertToVersion(rec.Object.DeepCopyObject(), f.hub)
+}
+
+// codecForm serves custom resources: each served version has a storage of its own whose codec prunes, defaults and
+// converts, while the table holds the plain JSON tree in the storage version.
+type codecForm struct{ codec runtime.Codec }
+
+func (f *codecForm) toStored(obj runtime.Object) (runtime.Object, error) {
+	data, err := runtime.Encode(f.codec, obj)
+	if err != nil {
+		return nil, err
+	}
+	return decodeUnstructured(data)
+}
+
+func (f *codecForm) fromStored(rec *store.Record) (runtime.Object, error) {
+	data, err := rec.Object.(*unstructured.Unstructured).MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	return runtime.Decode(f.codec, data)
+}
+
+func decodeUnstructured(data []byte) (runtime.Object, error) {
+	obj := &unstructured.Unstructured{}
+	if err := obj.UnmarshalJSON(data); err != nil {
+		return nil, err
+	}
+	return obj, nil
+}
+
+// tableCodec is the store.Codec of a kind: upstream's storage bytes, encrypted in upstream's provider format where the
+// resource has a transformer. Source of the format: k8s.io/apiserver/pkg/storage/value.
+type tableCodec struct {
+	encode      func(runtime.Object) ([]byte, error)
+	decode      func([]byte) (runtime.Object, error)
+	transformer value.Transformer
+}
+
+var _ store.Codec = (*tableCodec)(nil)
+
+func (c *tableCodec) Encode(ctx context.Context, key string, obj runtime.Object) ([]byte, error) {
+	data, err := c.encode(obj)
+	if err != nil || c.transformer == nil {
+		return data, err
+	}
+	return c.transformer.TransformToStorage(ctx, data, value.DefaultContext(key))
+}
+
+func (c *tableCodec) Decode(ctx context.Context, key string, data []byte, _ int64) (runtime.Object, error) {
+	if c.transformer != nil {
+		plain, _, err := c.transformer.TransformFromStorage(ctx, data, value.DefaultContext(key))
+		if err != nil {
+			return nil, fmt.Errorf("decrypt %s: %w", key, err)
+		}
+		data = plain
+	}
+	obj, err := c.decode(data)
+	if err != nil {
+		return nil, fmt.Errorf("decode %s: %w", key, err)
+	}
+	return obj, nil
+}
+
+// decodeInto reads bytes of any version that the scheme knows and gives the kind's stored, defaulted type.
+func decodeInto(scheme *runtime.Scheme, deserializer runtime.Decoder, stored schema.GroupVersionKind) func([]byte) (runtime.Object, error) {
+	return func(data []byte) (runtime.Object, error) {
+		obj, gvk, err := deserializer.Decode(data, nil, nil)
+		if err != nil {
+			return nil, err
+		}
+		scheme.Default(obj)
+		if *gvk != stored {
+			if obj, err = scheme.ConvertToVersion(obj, stored.GroupVersion()); err != nil {
+				return nil, err
+			}
+			scheme.Default(obj)
+		}
+		obj.GetObjectKind().SetGroupVersionKind(stored)
+		return obj, nil
+	}
+}

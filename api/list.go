@@ -1,0 +1,239 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apiserver/pkg/storage"
+
+	"knarr/store"
+)
+
+const (
+	// messageContinueExpired is what upstream says when a page's snapshot is gone.
+	messageContinueExpired = "The provided continue parameter is too old " +
+		"to display a consistent list result. You can start a new list without " +
+		"the continue parameter, or use the continue token in this response to " +
+		"retrieve the remainder of the results. Continuing with the provided " +
+		"token results in an inconsistent list - objects that were created, " +
+		"modified, or deleted between the time the first chunk was returned " +
+		"and now may show up in the list."
+	messageVersionExpired = "The provided from resource version is too old."
+)
+
+// A Selection is what one list or watch wants of a table. Its zero value is of no use: make it with a prefix.
+type Selection struct {
+	// Prefix is the key prefix, or the whole key when Exact.
+	Prefix string
+	Exact  bool
+	// Label is tested on the stored object, without a copy; nil selects all.
+	Label labels.Selector
+	// Match is an additional test (fields, shards); nil selects all. It may not change the record.
+	Match func(*store.Record) bool
+}
+
+// Matches reports whether the record belongs to the selection, its key aside.
+func (s *Selection) Matches(rec *store.Record) bool {
+	if s.Label != nil && !s.Label.Empty() {
+		m, err := meta.Accessor(rec.Object)
+		if err != nil || !s.Label.Matches(labels.Set(m.GetLabels())) {
+			return false
+		}
+	}
+	return s.Match == nil || s.Match(rec)
+}
+
+func (s *Selection) empty() bool {
+	return s.Match == nil && (s.Label == nil || s.Label.Empty())
+}
+
+// A Page is one answer to a list: records of one consistent snapshot, in the order of their keys.
+type Page struct {
+	Records []*store.Record
+	// Revision is the list's resourceVersion.
+	Revision int64
+	// Continue is empty on the last page.
+	Continue string
+	// Remaining is nil when unknown, as with any selector.
+	Remaining *int64
+}
+
+// List answers a list request with upstream's meaning of resourceVersion, resourceVersionMatch, limit and continue.
+// Errors are API status errors: 410 Expired for a snapshot that is gone, 400 for a bad token.
+func (k *Kind) List(sel Selection, opts storage.ListOptions) (*Page, error) {
+	var versioner storage.APIObjectVersioner
+	exact, from, err := storage.ValidateListOptions(sel.Prefix, versioner, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.notNewer(versioner, opts.ResourceVersion); err != nil {
+		return nil, err
+	}
+	snap, err := k.snapshot(exact, from, sel.Prefix)
+	if err != nil {
+		return nil, err
+	}
+	page := &Page{Revision: snap.Revision()}
+	if exact > 0 {
+		page.Revision = exact
+	}
+	if sel.Exact {
+		if rec := snap.Get(sel.Prefix); rec != nil && sel.Matches(rec) {
+			page.Records = append(page.Records, rec)
+		}
+		return page, nil
+	}
+	return page, k.fill(page, snap, sel, from, opts)
+}
+
+// snapshot finds the state to answer from: the present one, or the kept one of an exact revision.
+func (k *Kind) snapshot(exact int64, from, prefix string) (*store.Snapshot, error) {
+	if exact <= 0 {
+		return k.Table.Snapshot(), nil
+	}
+	snap, err := k.Table.SnapshotAt(exact)
+	if err == nil {
+		return snap, nil
+	}
+	var gone *store.GoneError
+	if !errors.As(err, &gone) {
+		return nil, err
+	}
+	if from == "" {
+		return nil, apierrors.NewResourceExpired(messageVersionExpired)
+	}
+	token, err := storage.EncodeContinue(from, prefix, -1)
+	if err != nil {
+		return nil, apierrors.NewResourceExpired(messageContinueExpired)
+	}
+	expired := apierrors.NewResourceExpired(messageContinueExpired)
+	expired.ErrStatus.ListMeta.Continue = token
+	return nil, expired
+}
+
+// fill collects the page and its continue token, and keeps the snapshot for the next page.
+func (k *Kind) fill(page *Page, snap *store.Snapshot, sel Selection, from string, opts storage.ListOptions) error {
+	limit, more, last := opts.Predicate.Limit, false, ""
+	start := max(from, sel.Prefix)
+	snap.Ascend(sel.Prefix, start, func(rec *store.Record) bool {
+		if limit > 0 && int64(len(page.Records)) >= limit {
+			more = true
+			return false
+		}
+		last = rec.Key
+		if sel.Matches(rec) {
+			page.Records = append(page.Records, rec)
+		}
+		return true
+	})
+	if !more {
+		return nil
+	}
+	token, err := storage.EncodeContinue(last+"\x00", sel.Prefix, page.Revision)
+	if err != nil {
+		return err
+	}
+	page.Continue = token
+	if sel.empty() {
+		rest := int64(0)
+		snap.Ascend(sel.Prefix, last+"\x00", func(*store.Record) bool { rest++; return true })
+		page.Remaining = &rest
+	}
+	k.Table.Pin(snap)
+	return nil
+}
+
+// GetList implements storage.Interface.
+func (s *Storage) GetList(ctx context.Context, key string, opts storage.ListOptions, out runtime.Object) error {
+	prefix, err := s.listKey(key, opts.Recursive)
+	if err != nil {
+		return err
+	}
+	page, err := s.kind.List(s.selection(prefix, opts), opts)
+	if err != nil {
+		return err
+	}
+	items, err := s.items(page.Records, out)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return storage.NewTimeoutError(prefix, "request did not complete within requested timeout")
+	}
+	listPtr, err := meta.GetItemsPtr(out)
+	if err != nil {
+		return err
+	}
+	reflect.ValueOf(listPtr).Elem().Set(items)
+	return s.versioner.UpdateList(out, uint64(page.Revision), page.Continue, page.Remaining)
+}
+
+// items makes private copies of the records in a slice of the list's item type; never nil.
+func (s *Storage) items(recs []*store.Record, list runtime.Object) (reflect.Value, error) {
+	listPtr, err := meta.GetItemsPtr(list)
+	if err != nil {
+		return reflect.Value{}, err
+	}
+	v := reflect.MakeSlice(reflect.TypeOf(listPtr).Elem(), 0, len(recs))
+	for _, rec := range recs {
+		obj, err := s.kind.form.fromStored(rec)
+		if err != nil {
+			return v, fmt.Errorf("read %s: %w", rec.Key, err)
+		}
+		v = reflect.Append(v, reflect.ValueOf(obj).Elem())
+	}
+	return v, nil
+}
+
+// selection turns upstream's predicate into tests on records.
+func (s *Storage) selection(prefix string, opts storage.ListOptions) Selection {
+	sel := Selection{Prefix: prefix, Exact: !opts.Recursive, Label: opts.Predicate.Label}
+	if opts.Predicate.Field != nil && !opts.Predicate.Field.Empty() {
+		sel.Match = s.kind.fieldMatch(opts.Predicate)
+	}
+	return sel
+}
+
+// fieldMatch tests a field selector: on the metadata alone where that is enough, else on the hub type's fields.
+func (k *Kind) fieldMatch(p storage.SelectionPredicate) func(*store.Record) bool {
+	onMeta := true
+	for _, r := range p.Field.Requirements() {
+		onMeta = onMeta && (r.Field == "metadata.name" || r.Field == "metadata.namespace")
+	}
+	if onMeta {
+		return func(rec *store.Record) bool {
+			m, err := meta.Accessor(rec.Object)
+			return err == nil && p.Field.Matches(metaFields{m})
+		}
+	}
+	return func(rec *store.Record) bool {
+		obj, err := k.form.fromStored(rec)
+		if err != nil {
+			return false
+		}
+		_, set, err := p.GetAttrs(obj)
+		return err == nil && p.Field.Matches(set)
+	}
+}
+
+// metaFields offers an object's name and namespace to a field selector without a map.
+type metaFields struct{ m metav1.Object }
+
+func (f metaFields) Has(field string) bool {
+	return field == "metadata.name" || field == "metadata.namespace"
+}
+
+func (f metaFields) Get(field string) string {
+	if strings.HasSuffix(field, ".name") {
+		return f.m.GetName()
+	}
+	return f.m.GetNamespace()
+}

@@ -1,0 +1,327 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/storage"
+
+	"knarr/store"
+)
+
+// Storage is the storage.Interface of one kind: what upstream's registry.Store and the REST types around it write through.
+// Source: k8s.io/apiserver/pkg/storage/interfaces.go; behaviour as its etcd3 implementation.
+//
+// Every object that leaves or enters is a private copy. No lock is held while a caller's function runs: updates are
+// optimistic, compared by revision in the store.
+type Storage struct {
+	kind      *Kind
+	versioner storage.APIObjectVersioner
+	newFunc   func() runtime.Object
+	newList   func() runtime.Object
+}
+
+var _ storage.Interface = (*Storage)(nil)
+
+// NewStorage gives the storage.Interface of a kind. newFunc and newList make empty objects of the version that the REST
+// storage works with.
+func NewStorage(kind *Kind, newFunc, newList func() runtime.Object) *Storage {
+	return &Storage{kind: kind, newFunc: newFunc, newList: newList}
+}
+
+// Kind is the kind behind the storage; the request pipeline reads from it without copies.
+func (s *Storage) Kind() *Kind { return s.kind }
+
+// Versioner implements storage.Interface.
+func (s *Storage) Versioner() storage.Versioner { return s.versioner }
+
+// key turns a REST storage's key (which lacks upstream's root) into the store's.
+func (s *Storage) key(key string) (string, error) {
+	if !strings.HasPrefix(key, "/") {
+		key = "/" + key
+	}
+	for part := range strings.SplitSeq(key[1:], "/") {
+		if part == "." || part == ".." {
+			return "", fmt.Errorf("invalid key: %q", key)
+		}
+	}
+	return KeyRoot + key, nil
+}
+
+// Create implements storage.Interface. ttl is in seconds; zero means that the object does not expire.
+func (s *Storage) Create(ctx context.Context, key string, obj, out runtime.Object, ttl uint64) error {
+	full, err := s.key(key)
+	if err != nil {
+		return err
+	}
+	if version, err := s.versioner.ObjectResourceVersion(obj); err == nil && version != 0 {
+		return storage.ErrResourceVersionSetOnCreate
+	}
+	if err := s.versioner.PrepareObjectForStorage(obj); err != nil {
+		return fmt.Errorf("prepare object for storage: %w", err)
+	}
+	stored, err := s.kind.form.toStored(obj)
+	if err != nil {
+		return err
+	}
+	recs, err := s.commit(ctx, store.Op{Table: s.kind.Table, Key: full, Object: stored, TTL: seconds(ttl)})
+	if err != nil {
+		var conflict *store.ConflictError
+		if errors.As(err, &conflict) {
+			return storage.NewKeyExistsError(full, 0)
+		}
+		return err
+	}
+	return s.into(out, recs[0])
+}
+
+// commit writes and translates the store's own failures.
+func (s *Storage) commit(ctx context.Context, op store.Op) ([]*store.Record, error) {
+	recs, err := s.kind.store.Txn(ctx, op)
+	if err == nil || ctx.Err() == nil {
+		return recs, err
+	}
+	var conflict *store.ConflictError
+	if errors.As(err, &conflict) {
+		return nil, err
+	}
+	return nil, storage.NewTimeoutError(op.Key, "request did not complete within requested timeout")
+}
+
+// into fills out with a private copy of the record's object.
+func (s *Storage) into(out runtime.Object, rec *store.Record) error {
+	if out == nil {
+		return nil
+	}
+	obj, err := s.kind.form.fromStored(rec)
+	if err != nil {
+		return err
+	}
+	return assign(out, obj)
+}
+
+// assign puts the value of obj into the object that out points to.
+func assign(out, obj runtime.Object) error {
+	dst, src := reflect.ValueOf(out), reflect.ValueOf(obj)
+	if dst.Kind() != reflect.Pointer || dst.Type() != src.Type() {
+		return fmt.Errorf("cannot store a %T into a %T", obj, out)
+	}
+	dst.Elem().Set(src.Elem())
+	return nil
+}
+
+// Get implements storage.Interface.
+func (s *Storage) Get(ctx context.Context, key string, opts storage.GetOptions, out runtime.Object) error {
+	full, err := s.key(key)
+	if err != nil {
+		return err
+	}
+	if err := s.kind.notNewer(s.versioner, opts.ResourceVersion); err != nil {
+		return err
+	}
+	rec := s.kind.Table.Get(full)
+	if rec != nil {
+		return s.into(out, rec)
+	}
+	if opts.IgnoreNotFound {
+		return runtime.SetZeroValue(out)
+	}
+	return storage.NewKeyNotFoundError(full, 0)
+}
+
+// notNewer fails when a client asks for a revision that the store has not reached.
+func (k *Kind) notNewer(v storage.Versioner, resourceVersion string) error {
+	if resourceVersion == "" || resourceVersion == "0" {
+		return nil
+	}
+	want, err := v.ParseResourceVersion(resourceVersion)
+	if err != nil {
+		return apierrors.NewBadRequest(fmt.Sprintf("invalid resource version: %v", err))
+	}
+	if have := uint64(k.store.Revision()); want > have {
+		return storage.NewTooLargeResourceVersionError(want, have, 1)
+	}
+	return nil
+}
+
+// Delete implements storage.Interface; out receives the deleted object with the revision of its deletion.
+func (s *Storage) Delete(ctx context.Context, key string, out runtime.Object, preconditions *storage.Preconditions,
+	validate storage.ValidateObjectFunc, _ runtime.Object, _ storage.DeleteOptions) error {
+	full, err := s.key(key)
+	if err != nil {
+		return err
+	}
+	rec := s.kind.Table.Get(full)
+	for rec != nil {
+		obj, err := s.kind.form.fromStored(rec)
+		if err != nil {
+			return err
+		}
+		if err := preconditions.Check(full, obj); err != nil {
+			return err
+		}
+		if err := validate(ctx, obj); err != nil {
+			return err
+		}
+		recs, err := s.commit(ctx, store.Op{Table: s.kind.Table, Key: full, Expect: rec.Revision})
+		var conflict *store.ConflictError
+		if errors.As(err, &conflict) {
+			rec = conflict.Current
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		return s.into(out, recs[0])
+	}
+	return storage.NewKeyNotFoundError(full, 0)
+}
+
+// GuaranteedUpdate implements storage.Interface. A try that lost the race is made again on the newer object; a result
+// equal to what is stored writes nothing and keeps the revision, as upstream's.
+func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination runtime.Object, ignoreNotFound bool,
+	preconditions *storage.Preconditions, tryUpdate storage.UpdateFunc, _ runtime.Object) error {
+	full, err := s.key(key)
+	if err != nil {
+		return err
+	}
+	rec := s.kind.Table.Get(full)
+	for {
+		if err := ctx.Err(); err != nil {
+			return storage.NewTimeoutError(full, "request did not complete within requested timeout")
+		}
+		stored, ttl, err := s.try(full, rec, ignoreNotFound, preconditions, tryUpdate)
+		if err != nil {
+			return err
+		}
+		if rec != nil && unchanged(stored, rec) {
+			return s.into(destination, rec)
+		}
+		op := store.Op{Table: s.kind.Table, Key: full, Object: stored, TTL: ttl}
+		if rec != nil {
+			op.Expect = rec.Revision
+		}
+		recs, err := s.commit(ctx, op)
+		var conflict *store.ConflictError
+		if errors.As(err, &conflict) {
+			rec = conflict.Current
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		return s.into(destination, recs[0])
+	}
+}
+
+// try runs one round of an update and gives the object to store and the time it has left to live (zero: for ever).
+func (s *Storage) try(key string, rec *store.Record, ignoreNotFound bool, preconditions *storage.Preconditions,
+	tryUpdate storage.UpdateFunc) (runtime.Object, time.Duration, error) {
+	current, res, left, err := s.current(key, rec, ignoreNotFound)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := preconditions.Check(key, current); err != nil {
+		return nil, 0, err
+	}
+	updated, newTTL, err := tryUpdate(current, res)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := s.versioner.PrepareObjectForStorage(updated); err != nil {
+		return nil, 0, fmt.Errorf("prepare object for storage: %w", err)
+	}
+	stored, err := s.kind.form.toStored(updated)
+	if err != nil {
+		return nil, 0, err
+	}
+	if newTTL != nil {
+		left = seconds(*newTTL)
+	}
+	return stored, left, nil
+}
+
+// current gives a private copy of the object to update, or an empty one where the caller accepts absence.
+func (s *Storage) current(key string, rec *store.Record, ignoreNotFound bool) (runtime.Object, storage.ResponseMeta, time.Duration, error) {
+	if rec == nil {
+		if !ignoreNotFound {
+			return nil, storage.ResponseMeta{}, 0, storage.NewKeyNotFoundError(key, 0)
+		}
+		return s.newFunc(), storage.ResponseMeta{}, 0, nil
+	}
+	obj, err := s.kind.form.fromStored(rec)
+	if err != nil {
+		return nil, storage.ResponseMeta{}, 0, err
+	}
+	res := storage.ResponseMeta{ResourceVersion: uint64(rec.Revision)}
+	var left time.Duration
+	if !rec.Expires.IsZero() {
+		left = max(time.Until(rec.Expires), time.Second)
+		res.TTL = int64(left / time.Second)
+	}
+	return obj, res, left, nil
+}
+
+// unchanged reports whether an update would store what is stored already.
+func unchanged(updated runtime.Object, rec *store.Record) bool {
+	m, err := meta.Accessor(updated)
+	if err != nil {
+		return false
+	}
+	m.SetResourceVersion(strconv.FormatInt(rec.Revision, 10))
+	same := apiequality.Semantic.DeepEqual(updated, rec.Object)
+	m.SetResourceVersion("")
+	return same
+}
+
+func seconds(ttl uint64) time.Duration { return time.Duration(ttl) * time.Second }
+
+// Watch implements storage.Interface.
+func (s *Storage) Watch(ctx context.Context, key string, opts storage.ListOptions) (watch.Interface, error) {
+	prefix, err := s.listKey(key, opts.Recursive)
+	if err != nil {
+		return nil, err
+	}
+	return s.watch(ctx, prefix, opts)
+}
+
+// listKey gives the key prefix that a list or watch covers; an exact key when not recursive.
+func (s *Storage) listKey(key string, recursive bool) (string, error) {
+	full, err := s.key(key)
+	if err == nil && recursive && !strings.HasSuffix(full, "/") {
+		full += "/"
+	}
+	return full, err
+}
+
+// Stats implements storage.Interface.
+func (s *Storage) Stats(context.Context) (storage.Stats, error) {
+	return storage.Stats{ObjectCount: int64(s.kind.Table.Snapshot().Len())}, nil
+}
+
+// ReadinessCheck implements storage.Interface: a table is loaded before it is handed out.
+func (s *Storage) ReadinessCheck() error { return nil }
+
+// RequestWatchProgress implements storage.Interface: a watch here is never behind its table.
+func (s *Storage) RequestWatchProgress(context.Context) error { return nil }
+
+// GetCurrentResourceVersion implements storage.Interface.
+func (s *Storage) GetCurrentResourceVersion(context.Context) (uint64, error) {
+	return uint64(s.kind.store.Revision()), nil
+}
+
+// EnableResourceSizeEstimation implements storage.Interface; sizes serve upstream's etcd lists, which we do not make.
+func (s *Storage) EnableResourceSizeEstimation(storage.KeysFunc) error { return nil }
+
+// CompactRevision implements storage.Interface: there is no compaction.
+func (s *Storage) CompactRevision() int64 { return 0 }

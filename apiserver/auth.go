@@ -1,0 +1,130 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"k8s.io/apiserver/pkg/apis/apiserver"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
+	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/kubernetes/pkg/controller/serviceaccount"
+	kubeauthenticator "k8s.io/kubernetes/pkg/kubeapiserver/authenticator"
+	kubeauthorizer "k8s.io/kubernetes/pkg/kubeapiserver/authorizer"
+	"k8s.io/kubernetes/pkg/kubeapiserver/authorizer/modes"
+	serviceaccounttoken "k8s.io/kubernetes/pkg/serviceaccount"
+	bootstraptoken "k8s.io/kubernetes/plugin/pkg/auth/authenticator/token/bootstrap"
+)
+
+// identity is who may speak and what they may do.
+type identity struct {
+	authenticator authenticator.Request
+	audiences     authenticator.Audiences
+	authorizer    authorizer.Authorizer
+	rules         authorizer.RuleResolver
+	requestHeader *authenticatorfactory.RequestHeaderConfig
+	issuer        serviceaccounttoken.TokenGenerator
+	keys          serviceaccounttoken.PublicKeysGetter
+	clientCA      dynamiccertificates.CAContentProvider
+}
+
+// newIdentity builds upstream's authenticators and authorizers over our informers.
+func newIdentity(ctx context.Context, c *Config, client kubernetes.Interface) (*identity, error) {
+	id := &identity{audiences: authenticator.Audiences{ServiceAccountIssuer}}
+	var err error
+	if id.clientCA, err = dynamiccertificates.NewStaticCAContent("client-ca", c.ClientCA); err != nil {
+		return nil, err
+	}
+	if id.requestHeader, err = requestHeaderConfig(c); err != nil {
+		return nil, err
+	}
+	if id.issuer, err = serviceaccounttoken.JWTTokenGenerator(ServiceAccountIssuer, c.ServiceAccountKey); err != nil {
+		return nil, fmt.Errorf("make the service-account token issuer: %w", err)
+	}
+	if id.keys, err = serviceaccounttoken.StaticPublicKeysGetter([]any{c.ServiceAccountKey.Public()}); err != nil {
+		return nil, err
+	}
+	if err := id.authenticate(ctx, c, client); err != nil {
+		return nil, err
+	}
+	id.authorizer, id.rules, err = newAuthorizer(ctx, c.Informers)
+	return id, err
+}
+
+func requestHeaderConfig(c *Config) (*authenticatorfactory.RequestHeaderConfig, error) {
+	provider, err := dynamiccertificates.NewStaticCAContent("request-header-ca", c.RequestHeaderCA)
+	if err != nil {
+		return nil, err
+	}
+	return &authenticatorfactory.RequestHeaderConfig{
+		UsernameHeaders:     headerrequest.StaticStringSlice{"X-Remote-User"},
+		UIDHeaders:          headerrequest.StaticStringSlice{"X-Remote-Uid"},
+		GroupHeaders:        headerrequest.StaticStringSlice{"X-Remote-Group"},
+		ExtraHeaderPrefixes: headerrequest.StaticStringSlice{"X-Remote-Extra-"},
+		CAContentProvider:   provider,
+		AllowedClientNames:  headerrequest.StaticStringSlice{c.ProxyClientName},
+	}, nil
+}
+
+// authenticate sets up client certificates, service-account and bootstrap tokens, the front proxy, and in-process callers.
+func (id *identity) authenticate(ctx context.Context, c *Config, client kubernetes.Interface) error {
+	core := c.Informers.Core().V1()
+	secrets := core.Secrets().Lister().Secrets("kube-system")
+	getter := serviceaccount.NewGetterFromClient(client, core.Secrets().Lister(), core.ServiceAccounts().Lister(), core.Pods().Lister(), core.Nodes().Lister())
+	config := kubeauthenticator.Config{
+		Anonymous:                      apiserver.AnonymousAuthConfig{Enabled: true},
+		BootstrapToken:                 true,
+		BootstrapTokenAuthenticator:    bootstraptoken.NewTokenAuthenticator(secrets),
+		ServiceAccountLookup:           true,
+		ServiceAccountIssuers:          []string{ServiceAccountIssuer},
+		APIAudiences:                   id.audiences,
+		TokenSuccessCacheTTL:           tokenCacheTTL,
+		RequestHeaderConfig:            id.requestHeader,
+		ServiceAccountPublicKeysGetter: id.keys,
+		ServiceAccountTokenGetter:      getter,
+		SecretsWriter:                  client.CoreV1(),
+		ClientCAContentProvider:        id.clientCA,
+	}
+	remote, _, _, _, err := config.New(ctx)
+	if err != nil {
+		return fmt.Errorf("make the authenticators: %w", err)
+	}
+	id.authenticator = &inProcessFirst{user: c.InProcessUser, audiences: id.audiences, next: remote}
+	return nil
+}
+
+// inProcessFirst trusts the identity that an in-process caller carries in its context; a request from a socket has none.
+type inProcessFirst struct {
+	user      func(context.Context) (user.Info, bool)
+	audiences authenticator.Audiences
+	next      authenticator.Request
+}
+
+func (a *inProcessFirst) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
+	if u, ok := a.user(req.Context()); ok {
+		return &authenticator.Response{User: u, Audiences: a.audiences}, true, nil
+	}
+	return a.next.AuthenticateRequest(req)
+}
+
+// newAuthorizer is upstream's default pair: what a node needs for its own pods, then RBAC.
+func newAuthorizer(ctx context.Context, i informers.SharedInformerFactory) (authorizer.Authorizer, authorizer.RuleResolver, error) {
+	config := kubeauthorizer.Config{
+		VersionedInformerFactory: i,
+		AuthorizationConfiguration: &apiserver.AuthorizationConfiguration{Authorizers: []apiserver.AuthorizerConfiguration{
+			{Type: apiserver.AuthorizerType(modes.ModeNode), Name: "node"},
+			{Type: apiserver.AuthorizerType(modes.ModeRBAC), Name: "rbac"},
+		}},
+	}
+	a, rules, err := config.New(ctx, "knarr")
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the authorizers: %w", err)
+	}
+	return a, rules, nil
+}

@@ -1,0 +1,138 @@
+package apiserver
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+
+	"github.com/emicklei/go-restful/v3"
+	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	genericapi "k8s.io/apiserver/pkg/endpoints"
+	"k8s.io/apiserver/pkg/endpoints/discovery"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+)
+
+// installer puts groups of REST storage behind upstream's handlers, one go-restful web service per group version.
+type installer struct {
+	container   *restful.Container
+	discovery   *discoveries
+	equivalents runtime.EquivalentResourceRegistry
+	admit       admission.Interface
+	authorizer  authorizer.Authorizer
+	types       managedfields.TypeConverter
+	services    map[schema.GroupVersion]*restful.WebService
+}
+
+func newContainer() *restful.Container {
+	c := restful.NewContainer()
+	c.ServeMux = http.NewServeMux()
+	c.Router(restful.CurlyRouter{})
+	c.DoNotRecover(true)
+	return c
+}
+
+// install serves every version of a group.
+func (in *installer) install(info *genericapiserver.APIGroupInfo, prefix string) error {
+	var served []metav1.GroupVersionForDiscovery
+	for _, gv := range info.PrioritizedVersions {
+		if len(info.VersionedResourcesStorageMap[gv.Version]) == 0 {
+			continue
+		}
+		resources, err := in.installVersion(info, gv, prefix)
+		if err != nil {
+			return fmt.Errorf("install %s: %w", gv, err)
+		}
+		in.discovery.addVersion(prefix, gv, resources)
+		served = append(served, metav1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: gv.Version})
+	}
+	if prefix == "/apis" && len(served) > 0 {
+		in.discovery.addGroup(metav1.APIGroup{
+			Name:             info.PrioritizedVersions[0].Group,
+			Versions:         served,
+			PreferredVersion: served[0],
+		})
+	}
+	return nil
+}
+
+func (in *installer) installVersion(info *genericapiserver.APIGroupInfo, gv schema.GroupVersion, prefix string) ([]apidiscoveryv2.APIResourceDiscovery, error) {
+	v := &genericapi.APIGroupVersion{
+		Storage:                     info.VersionedResourcesStorageMap[gv.Version],
+		Root:                        prefix,
+		GroupVersion:                gv,
+		AllServedVersionsByResource: servedVersions(info),
+		OptionsExternalVersion:      info.OptionsExternalVersion,
+		MetaGroupVersion:            info.MetaGroupVersion,
+		ParameterCodec:              info.ParameterCodec,
+		Serializer:                  info.NegotiatedSerializer,
+		Creater:                     info.Scheme,
+		Convertor:                   info.Scheme,
+		ConvertabilityChecker:       info.Scheme,
+		UnsafeConvertor:             runtime.UnsafeObjectConvertor(info.Scheme),
+		Defaulter:                   info.Scheme,
+		Typer:                       info.Scheme,
+		Namer:                       runtime.Namer(meta.NewAccessor()),
+		TypeConverter:               in.types,
+		EquivalentResourceRegistry:  in.equivalents,
+		Authorizer:                  in.authorizer,
+		Admit:                       in.admit,
+		MinRequestTimeout:           MinWatchTimeout,
+		MaxRequestBodyBytes:         MaxRequestBodyBytes,
+	}
+	before := len(in.container.RegisteredWebServices())
+	resources, _, err := v.InstallREST(in.container)
+	if err != nil {
+		return nil, err
+	}
+	in.services[gv] = in.container.RegisteredWebServices()[before]
+	return resources, nil
+}
+
+// servedVersions lists, by resource, the group versions that serve it; webhooks match equivalent resources by it.
+func servedVersions(info *genericapiserver.APIGroupInfo) map[string][]string {
+	out := map[string][]string{}
+	for _, version := range slices.Sorted(maps.Keys(info.VersionedResourcesStorageMap)) {
+		name := version
+		if group := info.PrioritizedVersions[0].Group; group != "" {
+			name = group + "/" + version
+		}
+		for resource := range info.VersionedResourcesStorageMap[version] {
+			out[resource] = append(out[resource], name)
+		}
+	}
+	return out
+}
+
+// discoveries is what clients learn of the API: the old documents per group and version, and the aggregated ones.
+type discoveries struct {
+	root       discovery.GroupManager
+	named      resourceManager
+	legacy     resourceManager
+	container  *restful.Container
+	serializer runtime.NegotiatedSerializer
+}
+
+func (d *discoveries) addVersion(prefix string, gv schema.GroupVersion, resources []apidiscoveryv2.APIResourceDiscovery) {
+	manager := d.named
+	if prefix == "/api" {
+		manager = d.legacy
+	}
+	manager.AddGroupVersion(gv.Group, apidiscoveryv2.APIVersionDiscovery{
+		Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent,
+		Version:   gv.Version,
+		Resources: resources,
+	})
+}
+
+func (d *discoveries) addGroup(group metav1.APIGroup) {
+	d.root.AddGroup(group)
+	d.container.Add(discovery.NewAPIGroupHandler(d.serializer, group).WebService())
+}

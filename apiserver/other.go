@@ -1,0 +1,123 @@
+package apiserver
+
+import (
+	"errors"
+	"io"
+	"log"
+	"net/http"
+	"net/http/pprof"
+
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	"k8s.io/apiserver/pkg/server/healthz"
+	"k8s.io/apiserver/pkg/server/mux"
+	"k8s.io/apiserver/pkg/util/proxy"
+	"k8s.io/component-base/metrics/legacyregistry"
+	"k8s.io/kubernetes/pkg/serviceaccount"
+
+	"github.com/emicklei/go-restful/v3"
+	"k8s.io/apiserver/pkg/endpoints/discovery"
+	discoveryendpoint "k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/routes"
+)
+
+// newRouter joins the parts below the filters.
+func (s *Server) newRouter(in *installer) *router {
+	core := discovery.NewLegacyRootAPIHandler(discovery.DefaultAddresses{}, legacyscheme.Codecs, "/api")
+	groups := map[string]bool{}
+	for gv := range in.services {
+		groups[gv.Group] = true
+	}
+	return &router{
+		container:  in.container,
+		builtin:    in.services,
+		groups:     groups,
+		coreRoot:   discoveryendpoint.WrapAggregatedDiscoveryToHandler(restfulHandler(core.WebService()), in.discovery.legacy, in.discovery.legacy),
+		namedRoot:  discoveryendpoint.WrapAggregatedDiscoveryToHandler(in.discovery.root, in.discovery.named, in.discovery.named),
+		custom:     s.custom,
+		aggregator: s.aggregator,
+		other:      s.newOther(in),
+	}
+}
+
+// restfulHandler serves one web service by itself.
+func restfulHandler(ws *restful.WebService) http.Handler {
+	c := newContainer()
+	c.Add(ws)
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { c.Dispatch(w, req) })
+}
+
+// newOther serves what is no API group.
+func (s *Server) newOther(in *installer) http.Handler {
+	m := mux.NewPathRecorderMux(serverID)
+	m.NotFoundHandler(http.NotFoundHandler())
+	s.installHealth(m)
+	docs := &openAPI{services: in.services, definitions: s.custom.lister}
+	m.HandleFunc("/openapi/v2", docs.serveV2)
+	m.HandleFunc("/openapi/v3", docs.serveRoot)
+	m.HandlePrefix("/openapi/v3/", http.HandlerFunc(docs.serveVersion))
+	m.HandleFunc("/version", serveVersion)
+	m.Handle("/metrics", legacyregistry.HandlerWithReset())
+	m.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	m.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	m.HandlePrefix("/debug/pprof/", http.HandlerFunc(pprof.Index))
+	s.installIssuer(m)
+	m.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		responsewriters.WriteRawJSON(http.StatusOK, map[string][]string{"paths": append([]string{"/api", "/apis"}, m.ListedPaths()...)}, w)
+	})
+	return m
+}
+
+func (s *Server) installHealth(m *mux.PathRecorderMux) {
+	alive := []healthz.HealthChecker{healthz.PingHealthz, healthz.LogHealthz}
+	bootstrapped := healthz.NamedCheck("poststarthook/bootstrap", func(*http.Request) error {
+		if !s.ready.Load() {
+			return errors.New("not finished")
+		}
+		return nil
+	})
+	shutdown := healthz.NamedCheck("shutdown", func(*http.Request) error {
+		if s.stopping.Load() {
+			return errors.New("process is shutting down")
+		}
+		return nil
+	})
+	healthz.InstallHandler(m, append(alive, bootstrapped)...)
+	healthz.InstallLivezHandler(m, append(alive, bootstrapped)...)
+	healthz.InstallReadyzHandler(m, append(alive, bootstrapped, shutdown)...)
+}
+
+func serveVersion(w http.ResponseWriter, _ *http.Request) {
+	responsewriters.WriteRawJSON(http.StatusOK, effectiveVersion().Info(), w)
+}
+
+// installIssuer serves the keys that verify service-account tokens, for parties outside the cluster.
+func (s *Server) installIssuer(m *mux.PathRecorderMux) {
+	md, err := serviceaccount.NewOpenIDMetadataProvider(ServiceAccountIssuer, "", s.config.AdvertiseAddress.String(), s.id.keys)
+	if err != nil {
+		return
+	}
+	c := newContainer()
+	routes.NewOpenIDMetadataServer(md).Install(c)
+	serve := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { c.Dispatch(w, req) })
+	m.Handle(serviceaccount.OpenIDConfigPath, serve)
+	m.Handle(serviceaccount.JWKSPath, serve)
+}
+
+// endpointSlices lets service names be resolved to endpoints, for webhooks and aggregated servers.
+func endpointSlices(c *Config) proxy.EndpointSliceGetter {
+	i := c.Informers.Discovery().V1().EndpointSlices()
+	getter, err := proxy.NewEndpointSliceIndexerGetter(i)
+	if err != nil {
+		return nil
+	}
+	return getter
+}
+
+func noTracing() trace.TracerProvider { return noop.NewTracerProvider() }
+
+// quietLog drops net/http's own log: what it says (a client that broke off a handshake) is no concern of the operator.
+func quietLog() *log.Logger { return log.New(io.Discard, "", 0) }

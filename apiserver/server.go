@@ -1,0 +1,307 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/emicklei/go-restful/v3"
+	"golang.org/x/net/http2"
+	"golang.org/x/sync/errgroup"
+	crdclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/waitgroup"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/endpoints/discovery"
+	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/util/webhook"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/restmapper"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	aggregatorclient "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"knarr/api"
+)
+
+const (
+	// drainTimeout bounds how long a stopping server waits for the requests under way.
+	drainTimeout = 30 * time.Second
+	// Limits of a connection, as upstream's.
+	readHeaderTimeout    = 32 * time.Second
+	idleTimeout          = 90 * time.Second
+	maxStreams           = 100
+	maxHeaderBytes       = 1 << 20
+	http2ReadFrameBytes  = 1 << 18
+	http2UploadPerStream = 256 << 10
+)
+
+// Server is the API server. Make it with New, call Start once its informers may run, then Serve.
+type Server struct {
+	config  *Config
+	client  kubernetes.Interface
+	groups  *api.Groups
+	handler http.Handler
+	id      *identity
+
+	custom     *customResources
+	aggregator *aggregator
+	mapper     *restmapper.DeferredDiscoveryRESTMapper
+	running    *waitgroup.SafeWaitGroup
+	ready      atomic.Bool // bootstrap has succeeded
+	stopping   atomic.Bool
+}
+
+// New builds the pipeline. Nothing runs yet, but Handler answers from now on; informers of the config have been asked
+// for and may be started.
+func New(ctx context.Context, config Config) (*Server, error) {
+	if err := config.validate(); err != nil {
+		return nil, err
+	}
+	c := &config
+	client, err := kubernetes.NewForConfig(c.Loopback)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{config: c, client: client, running: &waitgroup.SafeWaitGroup{}}
+	if s.id, err = newIdentity(ctx, c, client); err != nil {
+		return nil, err
+	}
+	cached := memory.NewMemCacheClient(client.Discovery())
+	s.mapper = restmapper.NewDeferredDiscoveryRESTMapper(cached)
+	services := aggregatorapiserver.NewEndpointServiceResolver(c.Informers.Core().V1().Services().Lister(), endpointSlices(c))
+	admit, err := newAdmission(ctx, c, client, s.id.authorizer, s.mapper, services)
+	if err != nil {
+		return nil, err
+	}
+	if s.groups, err = c.Registry.Groups(s.groupConfig()); err != nil {
+		return nil, err
+	}
+	in := newInstaller(s.id, admit)
+	if err := in.installAll(s.groups); err != nil {
+		return nil, err
+	}
+	if err := s.extend(in, services, webhook.NewDefaultAuthenticationInfoResolverWrapper(c.ProxyTransport, nil, c.Loopback, noTracing())); err != nil {
+		return nil, err
+	}
+	s.handler = newChain(s.newRouter(in), s.id, legacyscheme.Codecs, s.running)
+	return s, nil
+}
+
+// groupConfig is what the REST storage types need of this server.
+func (s *Server) groupConfig() api.Config {
+	c := s.config
+	return api.Config{
+		Loopback: c.Loopback, Informers: c.Informers,
+		Authenticator: s.id.authenticator, Audiences: s.id.audiences, Authorizer: s.id.authorizer, RuleResolver: s.id.rules,
+		TokenIssuer: s.id.issuer, KubeletTransport: c.KubeletTransport, ProxyTransport: c.ProxyTransport, ServiceCIDR: c.ServiceCIDR,
+		NodePorts: utilnet.PortRange{Base: c.NodePorts.First, Size: c.NodePorts.Last - c.NodePorts.First + 1},
+	}
+}
+
+// extend adds custom resources and aggregated servers.
+func (s *Server) extend(in *installer, services webhook.ServiceResolver, webhooks webhook.AuthenticationInfoResolverWrapper) error {
+	crds, err := crdclient.NewForConfig(s.config.Loopback)
+	if err != nil {
+		return err
+	}
+	if s.custom, err = newCustomResources(s.config, crds, in.admit, s.id.authorizer, services, webhooks, in.discovery); err != nil {
+		return fmt.Errorf("make the handler of custom resources: %w", err)
+	}
+	registrations, err := aggregatorclient.NewForConfig(s.config.Loopback)
+	if err != nil {
+		return err
+	}
+	if s.aggregator, err = newAggregator(s.config, registrations, services, in.discovery); err != nil {
+		return fmt.Errorf("make the aggregator: %w", err)
+	}
+	for gv := range in.services {
+		s.aggregator.builtin[gv] = true
+	}
+	s.aggregator.customList = func() map[schema.GroupVersion]bool {
+		out := map[schema.GroupVersion]bool{}
+		for gv := range customVersions(s.custom.lister()) {
+			out[gv] = true
+		}
+		return out
+	}
+	return nil
+}
+
+func newInstaller(id *identity, admit admission.Interface) *installer {
+	container := newContainer()
+	container.ServiceErrorHandler(containerError(legacyscheme.Codecs))
+	return &installer{
+		container:   container,
+		equivalents: runtime.NewEquivalentResourceRegistry(),
+		admit:       admit,
+		authorizer:  id.authorizer,
+		types:       &lazyTypes{make: newTypeConverter},
+		services:    map[schema.GroupVersion]*restful.WebService{},
+		discovery: &discoveries{
+			root:       discovery.NewRootAPIsHandler(discovery.DefaultAddresses{}, legacyscheme.Codecs),
+			named:      aggregated.NewResourceManager("apis"),
+			legacy:     aggregated.NewResourceManager("api"),
+			container:  container,
+			serializer: legacyscheme.Codecs,
+		},
+	}
+}
+
+func (in *installer) installAll(groups *api.Groups) error {
+	if err := in.install(groups.Core, "/api"); err != nil {
+		return err
+	}
+	builtin := in.types
+	in.types = &lazyTypes{make: newExtensionTypeConverter}
+	for _, group := range []*genericapiserver.APIGroupInfo{groups.Aggregation, groups.Extensions} {
+		if err := in.install(group, "/apis"); err != nil {
+			return err
+		}
+	}
+	in.types = builtin
+	for _, group := range groups.Named {
+		if err := in.install(group, "/apis"); err != nil {
+			return err
+		}
+	}
+	in.discovery.setPriorities()
+	return nil
+}
+
+// lazyTypes puts off the schema of server-side apply (50 ms, 0.7 MB) until the first write that needs it.
+type lazyTypes struct {
+	make  func() (managedfields.TypeConverter, error)
+	once  sync.Once
+	types managedfields.TypeConverter
+	err   error
+}
+
+// Handler is the whole pipeline; in-process callers use it without a socket.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Start bootstraps the cluster's own objects and starts what keeps the API in order: custom resources, aggregation, the
+// repair of service allocations. It returns when the bootstrap is done; the rest runs until ctx ends. The informers must run.
+func (s *Server) Start(ctx context.Context, started func(func(context.Context))) error {
+	started(s.custom.run)
+	started(s.aggregator.run)
+	started(s.resetMapper)
+	b := &bootstrap{config: s.config, client: s.client}
+	if err := b.run(ctx); err != nil {
+		return err
+	}
+	if err := s.repair(ctx, started); err != nil {
+		return err
+	}
+	if err := s.registerAll(ctx); err != nil {
+		return fmt.Errorf("register the built-in groups: %w", err)
+	}
+	s.ready.Store(true)
+	return nil
+}
+
+// repair starts the checks of service addresses and ports and waits for the first to succeed: before it, no service can
+// get a node port.
+func (s *Server) repair(ctx context.Context, started func(func(context.Context))) error {
+	var first sync.WaitGroup
+	for _, run := range s.groups.Repairs {
+		first.Add(1)
+		started(func(ctx context.Context) {
+			stop := make(chan struct{})
+			context.AfterFunc(ctx, func() { close(stop) })
+			run(sync.OnceFunc(first.Done), stop)
+		})
+	}
+	done := make(chan struct{})
+	go func() { first.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// registerAll writes the APIServices of everything that this server serves itself.
+func (s *Server) registerAll(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(bootstrapWriters)
+	for gv := range s.aggregator.builtin {
+		if _, err := s.aggregator.lister.Get(gv.Version + "." + gv.Group); err == nil {
+			continue
+		}
+		g.Go(func() error { return s.aggregator.register(ctx, gv) })
+	}
+	return g.Wait()
+}
+
+// resetMapper forgets what kinds exist whenever that changes.
+func (s *Server) resetMapper(ctx context.Context) {
+	for {
+		changed := s.config.Registry.Changed()
+		s.mapper.Reset()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// Serve answers on the listener until ctx ends, then lets the requests under way finish.
+func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.Config) error {
+	config = config.Clone()
+	config.ClientAuth = tls.RequestClientCert
+	config.NextProtos = []string{"h2", "http/1.1"}
+	server := &http.Server{
+		Handler:           s.handler,
+		TLSConfig:         config,
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          quietLog(),
+	}
+	if err := http2.ConfigureServer(server, &http2.Server{
+		MaxConcurrentStreams: maxStreams, IdleTimeout: idleTimeout,
+		MaxReadFrameSize: http2ReadFrameBytes, MaxUploadBufferPerStream: http2UploadPerStream, MaxUploadBufferPerConnection: http2UploadPerStream * maxStreams,
+	}); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.ServeTLS(listener, "", "") }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	s.stopping.Store(true)
+	s.drain(context.WithoutCancel(ctx))
+	err := server.Close()
+	if served := <-done; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	return err
+}
+
+// drain waits for the requests under way, those apart that never end by themselves (watches, exec, ...).
+func (s *Server) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	done := make(chan struct{})
+	go func() { s.running.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,56 @@
+package apiserver
+
+import (
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/client-go/applyconfigurations"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	"k8s.io/kube-openapi/pkg/builder3"
+	"k8s.io/kube-openapi/pkg/util"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"sigs.k8s.io/structured-merge-diff/v6/typed"
+
+	genericapiserver "k8s.io/apiserver/pkg/server"
+)
+
+// get builds the converter at the first call.
+func (l *lazyTypes) get() (managedfields.TypeConverter, error) {
+	l.once.Do(func() { l.types, l.err = l.make() })
+	return l.types, l.err
+}
+
+// ObjectToTyped implements managedfields.TypeConverter.
+func (l *lazyTypes) ObjectToTyped(obj runtime.Object, opts ...typed.ValidationOptions) (*typed.TypedValue, error) {
+	types, err := l.get()
+	if err != nil {
+		return nil, err
+	}
+	return types.ObjectToTyped(obj, opts...)
+}
+
+// TypedToObject implements managedfields.TypeConverter.
+func (l *lazyTypes) TypedToObject(value *typed.TypedValue) (runtime.Object, error) {
+	types, err := l.get()
+	if err != nil {
+		return nil, err
+	}
+	return types.TypedToObject(value)
+}
+
+// newTypeConverter knows the built-in kinds by client-go's compiled schema, which is fast to load.
+func newTypeConverter() (managedfields.TypeConverter, error) {
+	return applyconfigurations.NewTypeConverter(legacyscheme.Scheme), nil
+}
+
+// newExtensionTypeConverter knows the kinds that are not in client-go's schema: definitions and APIServices.
+func newExtensionTypeConverter() (managedfields.TypeConverter, error) {
+	config := genericapiserver.DefaultOpenAPIV3Config(getDefinitions, newNamer())
+	defs, err := builder3.BuildOpenAPIDefinitionsForResources(config,
+		util.GetCanonicalTypeName(&apiextensionsv1.CustomResourceDefinition{}),
+		util.GetCanonicalTypeName(&apiregistrationv1.APIService{}))
+	if err != nil {
+		return nil, err
+	}
+	return managedfields.NewTypeConverter(defs, false)
+}

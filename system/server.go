@@ -1,0 +1,254 @@
+package system
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	apiextensionsinformers "k8s.io/apiextensions-apiserver/pkg/client/informers/externalversions"
+	"k8s.io/client-go/informers"
+	aggregatorinformers "k8s.io/kube-aggregator/pkg/client/informers/externalversions"
+
+	"knarr/api"
+	"knarr/apiserver"
+	"knarr/cli"
+	"knarr/client"
+	"knarr/store"
+	"knarr/store/pebble"
+	"knarr/system/pki"
+)
+
+const (
+	// databaseDir is the store's directory below the server's.
+	databaseDir = "db"
+	// debugEnv turns the store's mutation detector on.
+	debugEnv = "KNARR_DEBUG"
+	// dialTimeout bounds connecting to agents, pods and services.
+	dialTimeout = 10 * time.Second
+	// Service node ports, as upstream's default.
+	firstNodePort, lastNodePort = 30000, 32767
+)
+
+// System implements cli.System.
+type System struct{}
+
+// New gives the parts to the command line.
+func New() *System { return &System{} }
+
+var _ cli.System = (*System)(nil)
+
+// controlPlane is the server role's parts, in the order in which they are made.
+type controlPlane struct {
+	config    cli.ServerConfig
+	authority *pki.Authority
+	store     *store.Store
+	registry  *api.Registry
+	tables    *api.Tables
+	handler   lateHandler
+
+	informers    informers.SharedInformerFactory
+	extensions   apiextensionsinformers.SharedInformerFactory
+	aggregations aggregatorinformers.SharedInformerFactory
+	api          *apiserver.Server
+	log          *slog.Logger
+}
+
+// lateHandler is the API pipeline for in-process callers, which are made before it.
+type lateHandler struct{ handler atomic.Pointer[http.Handler] }
+
+// ServeHTTP implements http.Handler.
+func (l *lateHandler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if h := l.handler.Load(); h != nil {
+		(*h).ServeHTTP(w, req)
+		return
+	}
+	http.Error(w, "the API is starting", http.StatusServiceUnavailable)
+}
+
+// RunServer implements cli.System.
+func (s *System) RunServer(ctx context.Context, config cli.ServerConfig) error {
+	if err := config.Validate(); err != nil {
+		return err
+	}
+	listener, err := listen(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	g := newGroup(ctx)
+	defer g.cancel(nil)
+	p, err := newControlPlane(g.ctx, config)
+	if err != nil {
+		return err
+	}
+	p.start(g, listener)
+	err = g.wait()
+	return errors.Join(err, p.store.Close())
+}
+
+// listen takes the API's port, first of all: whoever has it is the running server.
+func listen(ctx context.Context, config cli.ServerConfig) (net.Listener, error) {
+	address := net.JoinHostPort(config.BindAddress.String(), strconv.Itoa(config.Port))
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("port %d is already in use: stop what listens there, or choose another with --port", config.Port)
+	}
+	return l, err
+}
+
+// newControlPlane makes the store, the API and its in-process clients.
+func newControlPlane(ctx context.Context, config cli.ServerConfig) (*controlPlane, error) {
+	p := &controlPlane{config: config, log: slog.Default()}
+	dir := cli.ServerDir(config.Dir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("the data directory is not usable: %w", err)
+	}
+	var err error
+	p.authority, err = pki.Load(cli.TLSDir(config.Dir), pki.Options{
+		Domain: config.Domain, ServiceAddress: firstAddress(config.ServiceCIDR).String(), ServerNames: p.names(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	transformers, err := loadEncryption(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	engine, err := pebble.Open(ctx, pebble.Options{Dir: filepath.Join(dir, databaseDir), Logger: p.log})
+	if err != nil {
+		return nil, err
+	}
+	if p.store, err = store.Open(ctx, store.Options{Engine: engine, Debug: os.Getenv(debugEnv) != ""}); err != nil {
+		return nil, err
+	}
+	if p.registry, err = api.NewRegistry(p.store, transformers); err != nil {
+		return nil, errors.Join(err, p.store.Close())
+	}
+	p.tables = p.registry.Tables()
+	o := client.Options{Tables: p.tables, Convert: api.Convert}
+	p.informers, p.extensions, p.aggregations = client.NewFactory(o), client.NewExtensionsFactory(o), client.NewAggregatorFactory(o)
+	if p.api, err = apiserver.New(ctx, p.apiConfig()); err != nil {
+		return nil, errors.Join(err, p.store.Close())
+	}
+	h := p.api.Handler()
+	p.handler.handler.Store(&h)
+	return p, nil
+}
+
+// names are what the API's certificate must cover besides the usual ones.
+func (p *controlPlane) names() []string {
+	names := append([]string(nil), p.config.ServerNames...)
+	if host, err := os.Hostname(); err == nil {
+		names = append(names, host)
+	}
+	return append(names, p.advertised().String())
+}
+
+// advertised is the address that pods and nodes reach the API at.
+func (p *controlPlane) advertised() netip.Addr {
+	switch {
+	case p.config.AdvertiseAddress.IsValid():
+		return p.config.AdvertiseAddress
+	case p.config.NodeIP.IsValid():
+		return p.config.NodeIP
+	}
+	return hostAddress()
+}
+
+func (p *controlPlane) apiConfig() apiserver.Config {
+	front := p.authority.FrontProxySource()
+	dialer := &net.Dialer{Timeout: dialTimeout}
+	agents := &tls.Config{
+		RootCAs: p.authority.ServerCAPool(), GetClientCertificate: p.authority.KubeletClientSource().GetClientCertificate, MinVersion: tls.VersionTLS12,
+	}
+	return apiserver.Config{
+		Registry:             p.registry,
+		Loopback:             client.Config(&p.handler, client.User("system:apiserver", "system:masters", "system:authenticated")),
+		InProcessUser:        client.UserFrom,
+		Informers:            p.informers,
+		ExtensionInformers:   p.extensions,
+		AggregationInformers: p.aggregations,
+		ClientCA:             p.authority.ClientCAPEM(),
+		RequestHeaderCA:      p.authority.FrontProxyCAPEM(),
+		ProxyClientName:      pki.FrontProxyUser,
+		ProxyClientCert:      front.GetClientCertificate,
+		ServiceAccountKey:    p.authority.ServiceAccountKey(),
+		KubeletTransport:     &http.Transport{DialContext: dialer.DialContext, TLSClientConfig: agents, IdleConnTimeout: time.Minute},
+		ProxyTransport: &http.Transport{
+			DialContext:     dialer.DialContext,
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // pods have no certificates that anybody could verify
+			IdleConnTimeout: time.Minute,
+		},
+		AdvertiseAddress: p.advertised().AsSlice(),
+		Port:             p.config.Port,
+		ServiceCIDR:      net.IPNet{IP: p.config.ServiceCIDR.Masked().Addr().AsSlice(), Mask: net.CIDRMask(p.config.ServiceCIDR.Bits(), p.config.ServiceCIDR.Addr().BitLen())},
+		NodePorts:        apiserver.PortRange{First: firstNodePort, Last: lastNodePort},
+		Domain:           p.config.Domain,
+		ClusterDNS:       p.config.ClusterDNS.AsSlice(),
+	}
+}
+
+// start starts every part of the server role, in this order: informers, API, bootstrap, controllers, scheduler.
+func (p *controlPlane) start(g *group, listener net.Listener) {
+	p.informers.Start(g.ctx.Done())
+	p.extensions.Start(g.ctx.Done())
+	p.aggregations.Start(g.ctx.Done())
+	g.run("API server", func(ctx context.Context) error { return p.api.Serve(ctx, listener, p.authority.ServerTLS()) })
+	g.background(func(ctx context.Context) {
+		if err := p.bootstrap(ctx, g); err != nil && ctx.Err() == nil {
+			g.fail(err)
+		}
+	})
+}
+
+// bootstrap brings the cluster's own objects and everything that works on objects.
+func (p *controlPlane) bootstrap(ctx context.Context, g *group) error {
+	url := "https://" + net.JoinHostPort(localAddress(p.config.BindAddress), strconv.Itoa(p.config.Port))
+	if err := p.authority.WriteAdminKubeconfig(cli.AdminKubeconfig(p.config.Dir), p.config.Name, url); err != nil {
+		return err
+	}
+	if err := p.api.Start(ctx, g.background); err != nil {
+		return err
+	}
+	g.run("certificates", func(ctx context.Context) error {
+		return p.authority.Maintain(ctx, cli.AdminKubeconfig(p.config.Dir), p.config.Name, url)
+	})
+	p.config.Ready()
+	return nil
+}
+
+func localAddress(bind netip.Addr) string {
+	if !bind.IsValid() || bind.IsUnspecified() {
+		return "127.0.0.1"
+	}
+	return bind.String()
+}
+
+func firstAddress(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
+
+// hostAddress is the address of the link that leads outside, or loopback on a machine without any: knarr also works on
+// a laptop in a plane.
+func hostAddress() netip.Addr {
+	interfaces, err := net.InterfaceAddrs()
+	if err != nil {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	for _, a := range interfaces {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
+			addr, _ := netip.AddrFromSlice(n.IP.To4())
+			return addr
+		}
+	}
+	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+}
