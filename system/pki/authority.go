@@ -227,10 +227,29 @@ func (a *Authority) AddServerNames(names ...string) {
 
 // ServerTLS is what the API listens with: it asks callers for a certificate but accepts those without one (tokens). Which
 // authority a caller's certificate must come from is for the API's authenticators to say.
+// An address of this machine that a caller reached us by becomes a name of the certificate by itself.
 func (a *Authority) ServerTLS() *tls.Config {
 	pool := a.ClientCAPool()
 	pool.AddCert(a.proxyCA.Leaf)
-	return listenTLS(a.api, pool)
+	c := listenTLS(a.api, pool)
+	c.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if tcp, ok := h.Conn.LocalAddr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
+			a.addLocal(tcp.IP.String())
+		}
+		return a.api.GetCertificate(h)
+	}
+	return c
+}
+
+// maxServerNames bounds the names of the API's certificate that come from the addresses of callers' connections.
+const maxServerNames = 256
+
+func (a *Authority) addLocal(ip string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, found := slices.BinarySearch(a.names, ip); !found && len(a.names) < maxServerNames {
+		a.names = normalNames(append(slices.Clone(a.names), ip))
+	}
 }
 
 func listenTLS(s *Source, clients *x509.CertPool) *tls.Config {
