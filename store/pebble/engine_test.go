@@ -6,11 +6,21 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/goleak"
 
 	"knarr/store"
 	"knarr/store/pebble"
 	"knarr/store/storetest"
 )
+
+func TestMain(m *testing.M) {
+	storetest.Child(openDir)
+	goleak.VerifyTestMain(m)
+}
+
+func openDir(dir string) (store.Engine, error) {
+	return pebble.Open(context.Background(), pebble.Options{Dir: dir})
+}
 
 // memory is storage in a crashable file system.
 type memory struct{ fs *vfs.MemFS }
@@ -30,3 +40,7 @@ func (m *memory) Crash(how storetest.Crash, rng *rand.Rand) {
 }
 
 func TestConformance(t *testing.T) { storetest.Run(t, newMemory) }
+
+func TestKill(t *testing.T) { storetest.RunKill(t, openDir) }
+
+func BenchmarkEngine(b *testing.B) { storetest.Bench(b, openDir) }

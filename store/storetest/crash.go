@@ -2,6 +2,8 @@ package storetest
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"knarr/store"
@@ -81,5 +83,46 @@ func testRevisionsAfterCrash(t *testing.T, f Factory) {
 			t.Fatalf("the counter is at %d, %d was given out", e.s.Revision(), seen)
 		}
 		seen = e.s.Revision()
+	}
+}
+
+// testPrefixAfterCrash writes much, in both classes, and loses power: what is left must be everything up to some revision, and every
+// durable write must be below it.
+func testPrefixAfterCrash(t *testing.T, f Factory) {
+	rng := Seed(t)
+	e := newEnv(t, f)
+	for range 6 {
+		start := e.s.Revision()
+		var all []*store.Record
+		durable := int64(0)
+		for i := range 250 {
+			tab := e.leases
+			if rng.IntN(40) == 0 {
+				tab = e.pods
+			}
+			r := e.put(tab, fmt.Sprint("r", start, ".", i), strings.Repeat("x", rng.IntN(40_000)))
+			if tab == e.pods {
+				durable = r.Revision
+			}
+			all = append(all, r)
+		}
+		e.crash(PowerLoss, rng)
+		lost := int64(0)
+		for _, r := range all {
+			got := e.pods.Get(r.Key)
+			if got == nil {
+				got = e.leases.Get(r.Key)
+			}
+			switch {
+			case got == nil && r.Revision <= durable:
+				t.Fatalf("revision %d is lost, a durable write had %d", r.Revision, durable)
+			case got == nil:
+				lost = r.Revision
+			case lost != 0:
+				t.Fatalf("revision %d is lost, the later %d is there", lost, r.Revision)
+			case got.Revision != r.Revision:
+				t.Fatalf("%s has revision %d, was written with %d", r.Key, got.Revision, r.Revision)
+			}
+		}
 	}
 }

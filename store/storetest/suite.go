@@ -41,6 +41,7 @@ func Run(t *testing.T, f Factory) {
 		{"WatchResumes", testWatchResumes},
 		{"LossyAfterCrash", testLossyAfterCrash},
 		{"RevisionsAfterCrash", testRevisionsAfterCrash},
+		{"PrefixAfterCrash", testPrefixAfterCrash},
 		{"Model", testModel},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.fn(t, f) })
