@@ -70,25 +70,33 @@ func (i *informer) RunWithContext(ctx context.Context) {
 func (i *informer) pump(ctx context.Context) {
 	p := &pumpState{view: i.view}
 	defer p.stop()
-	for {
+	for ctx.Err() == nil {
 		changed := i.view.source.changed() // before the look at the tables, so that no change is missed
 		if p.follow(i.view.bind()) {
 			i.markSynced()
 		}
-		i.wakeAll()
-		timer, stopTimer := i.resyncTimer()
-		select {
-		case <-ctx.Done():
-			stopTimer()
-			return
-		case <-p.ready():
-			p.skip()
-		case <-changed:
-		case <-i.poke:
-		case <-timer:
+		for again := true; again; {
+			i.wakeAll()
+			again = i.await(ctx, p, changed)
 		}
-		stopTimer()
 	}
+}
+
+// await waits until handlers may have something to do; false means that the table has to be looked up anew.
+func (i *informer) await(ctx context.Context, p *pumpState, changed <-chan struct{}) bool {
+	timer, stop := i.resyncTimer()
+	defer stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-changed:
+		return false
+	case <-p.ready():
+		return p.skip()
+	case <-i.poke:
+	case <-timer:
+	}
+	return true
 }
 
 func (i *informer) markSynced() {
@@ -139,23 +147,22 @@ func (p *pumpState) follow(t *store.Table) bool {
 	}
 	p.stop()
 	p.table = t
-	if t == nil {
-		return false
+	if t != nil {
+		p.watch, _ = watchFrom(t, p.view.prefix(t))
 	}
-	p.watch = watchFromNow(t, p.view.prefix(t))
-	return true
+	return t != nil
 }
 
-// skip moves past what handlers will now read for themselves. A lost place is taken anew by the next follow.
-func (p *pumpState) skip() {
+// skip moves past what handlers will now read for themselves; false when the place was lost.
+func (p *pumpState) skip() bool {
 	for {
 		events, err := p.watch.TryNext()
 		if err != nil {
 			p.stop()
-			return
+			return false
 		}
 		if len(events) == 0 {
-			return
+			return true
 		}
 	}
 }
@@ -174,13 +181,8 @@ func (p *pumpState) stop() {
 	}
 }
 
-// watchFromNow starts a watch at the table's present; nil when the table was closed meanwhile (then the set of tables changes, too).
-func watchFromNow(t *store.Table, prefix string) *store.Watch {
-	w, _ := watchFrom(t, prefix)
-	return w
-}
-
-// watchFrom takes a snapshot and a watch that goes on exactly from it.
+// watchFrom takes a snapshot and a watch that goes on exactly from it. The watch is nil when the table was closed meanwhile; then the set of
+// tables changes, too.
 func watchFrom(t *store.Table, prefix string) (*store.Watch, *store.Snapshot) {
 	for {
 		s := t.Snapshot()

@@ -273,7 +273,7 @@ func TestHandlerThatFallsBehind(t *testing.T) {
 	w := newWorld(t, window)
 	i := NewFactory(Options{Tables: w}).Core().V1().Pods().Informer()
 	slow, quick := newJournal(), newJournal()
-	slow.hold = make(chan struct{})
+	slow.hold, slow.calls = make(chan struct{}), make(chan struct{}, 100)
 	kept := w.put(pod("n", "kept", "Running")).Revision
 	gone := w.put(pod("n", "gone", "Running")).Revision
 	for _, j := range []*journal{slow, quick} {
@@ -287,10 +287,13 @@ func TestHandlerThatFallsBehind(t *testing.T) {
 	require.Equal(t, at("add n/kept(Running)@%s initial=true", kept), receive(t, slow.lines))
 	receive(t, quick.lines)
 	receive(t, quick.lines)
+	receive(t, slow.calls)
+	receive(t, slow.calls)
 
 	// One event is under way in the slow handler when everything else happens.
 	first := w.put(pod("n", "short", "Running")).Revision
 	receive(t, quick.lines)
+	receive(t, slow.calls)
 	var last int64
 	for n := range 10 * window {
 		last = w.put(pod("n", "kept", corev1.PodPhase(fmt.Sprint(n)))).Revision

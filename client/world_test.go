@@ -222,11 +222,15 @@ func start(t *testing.T, i cache.SharedIndexInformer) (stop func()) {
 type journal struct {
 	lines chan string
 	hold  chan struct{} // non-nil: each call waits until it can receive
+	calls chan struct{} // non-nil: gets a value as a call begins
 }
 
 func newJournal() *journal { return &journal{lines: make(chan string, 4096)} }
 
 func (j *journal) note(format string, args ...any) {
+	if j.calls != nil {
+		j.calls <- struct{}{}
+	}
 	if j.hold != nil {
 		<-j.hold
 	}
