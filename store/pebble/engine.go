@@ -275,10 +275,11 @@ func (e *Engine) awaitCommitter() error {
 	return e.abandon(full)
 }
 
-// abandon stops all writing and gives the directory away.
+// abandon stops all writing and gives the directory away. What the database was doing is held for good.
 func (e *Engine) abandon(why error) error {
 	close(e.space.abandon)
-	return errors.Join(fmt.Errorf("stopped with a full disk, what was acknowledged is safe: %w", why), e.lock.Close())
+	// One reference to the lock is ours, one the database's, which can no longer be closed.
+	return errors.Join(fmt.Errorf("stopped with a full disk, what was acknowledged is safe: %w", why), e.lock.Close(), e.lock.Close())
 }
 
 func (e *Engine) closeDB() error {

@@ -3,6 +3,7 @@ package pebble_test
 import (
 	"context"
 	"math/rand/v2"
+	"os"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -15,6 +16,9 @@ import (
 
 func TestMain(m *testing.M) {
 	storetest.Child(openDir)
+	if os.Getenv(closeFullRole) != "" {
+		os.Exit(m.Run()) // leaves goroutines by design
+	}
 	goleak.VerifyTestMain(m)
 }
 
