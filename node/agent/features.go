@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"slices"
+
 	"k8s.io/apimachinery/pkg/util/version"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/component-base/featuregate"
@@ -8,6 +10,11 @@ import (
 	ndffeatures "k8s.io/component-helpers/nodedeclaredfeatures/features"
 	ndftypes "k8s.io/component-helpers/nodedeclaredfeatures/types"
 )
+
+// translatesWebSocketV5 is the feature of nodes that speak version 5 of the
+// WebSocket protocol for streams. This one leaves it to the API server, which
+// talks SPDY to nodes without it.
+const translatesWebSocketV5 = "ExtendWebSocketsToKubelet"
 
 // gates adapts the feature gates of the process to upstream's discovery.
 type gates struct{}
@@ -22,5 +29,5 @@ func (a *Agent) declaredFeatures() []string {
 	if a.features != nil {
 		cfg.RuntimeFeatures.UserNamespacesHostNetwork = a.features.UserNamespacesHostNetwork
 	}
-	return ndf.New(ndffeatures.AllFeatures).DiscoverNodeFeatures(cfg)
+	return slices.DeleteFunc(ndf.New(ndffeatures.AllFeatures).DiscoverNodeFeatures(cfg), func(f string) bool { return f == translatesWebSocketV5 })
 }
