@@ -18,18 +18,19 @@ import (
 //     publishes what the watch delivers: for its own transaction the very *Proposal that Commit was given (so that the object is not
 //     decoded again), for those of other servers a Proposal with Write.Value only, which the store decodes. On a
 //     conflict Commit returns only after the conflicting revision was published, so that the store's memory holds the
-//     current record. Load reads at a revision R and publication of anything newer under that prefix waits until Load has returned.
+//     current record. Load holds publication back, reads at the revision published last, and lets it go on after done.
 //     One etcd transaction has one revision for all its keys: such an engine gives all Writes of a Proposal that revision (the
 //     store keeps a proposal's events together, so resuming after it stays exact). Expiry: every server proposes the
 //     deletion with Expect; one wins, the others see a conflict and stop.
 type Engine interface {
 	// Start is called once, before everything else. It returns the newest revision; every revision assigned later is larger.
 	Start(ctx context.Context, host Host) (revision int64, err error)
-	// Load calls fn for every entry under the prefix, in key order. history is the revision from which on all
-	// changes under the prefix are among the entries or will be published: a watch from an older revision is Gone. It is at least
-	// the revision of the last change; for a Lossy table after an unclean stop it is larger than every revision
-	// given out before the stop. fn may keep nothing of Entry.Value. Not called while a transaction on the prefix is in flight.
-	Load(ctx context.Context, prefix string, class Class, fn func(Entry) error) (history int64, err error)
+	// Load calls fn for every entry under the prefix, in key order, and then, if there was no error, done once: before anything newer under the
+	// prefix is published, so that the store sees every change either in an entry or by Publish. history is the revision from
+	// which on that is so: a watch from an older revision is Gone. It is at least the revision of the last change; for a Lossy
+	// table after an unclean stop it is larger than every revision given out before the stop. fn may keep nothing of
+	// Entry.Value. Not called while this process has a transaction on the prefix under way.
+	Load(ctx context.Context, prefix string, class Class, fn func(Entry) error, done func(history int64)) error
 	// Commit decides the proposal and returns when it is published or refused. Errors: *RefusedError when an expectation does not
 	// hold, *UnavailableError when the outcome is unknown or writes are not possible now, ErrClosed. Called concurrently.
 	// An engine may publish a proposal later for which it returned *UnavailableError.

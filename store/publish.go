@@ -39,7 +39,8 @@ func (h storeHost) Publish(group []*Proposal) {
 		for i := range p.Writes {
 			w := &p.Writes[i]
 			last = w.Revision
-			if t := tableOfLocked(s, w); t != nil {
+			if w.op != nil {
+				t := w.op.table
 				ev := t.applyLocked(w)
 				p.records[i] = ev.Record
 				if ev.Record != nil {
@@ -68,11 +69,8 @@ func (s *Store) tableOf(w *Write) *Table {
 	return tableOfLocked(s, w)
 }
 
-// tableOfLocked finds the table of a write; for another server's write by its key: some ancestor path of it is the prefix.
+// tableOfLocked finds the open table of another server's write by its key: some ancestor path of it is the prefix.
 func tableOfLocked(s *Store, w *Write) *Table {
-	if w.op != nil {
-		return w.op.table
-	}
 	for end := strings.LastIndexByte(w.Key, '/'); end > 0; end = strings.LastIndexByte(w.Key[:end], '/') {
 		if t := s.tables[w.Key[:end+1]]; t != nil {
 			return t
@@ -81,7 +79,7 @@ func tableOfLocked(s *Store, w *Write) *Table {
 	return nil
 }
 
-// decodeForeign makes the object of a write that another server did. A value that cannot be decoded breaks its table: watches and
+// decodeForeign makes the object of a write that another server did; op stays nil for a table that is not open. A value that cannot be decoded breaks its table: watches and
 // transactions on it fail, rather than show a wrong state.
 func (s *Store) decodeForeign(w *Write) {
 	if w.op != nil {

@@ -142,10 +142,6 @@ func (s *Store) OpenTable(ctx context.Context, o TableOptions) (*Table, error) {
 	call.table, call.err = s.load(ctx, o)
 	s.mu.Lock()
 	delete(s.opening, o.Prefix)
-	if call.err == nil {
-		s.tables[o.Prefix] = call.table
-		call.table.tree.Scan(func(_ string, r *Record) bool { s.expiry.add(call.table, r); return true })
-	}
 	s.mu.Unlock()
 	close(call.done)
 	s.keeper.kick()
@@ -180,10 +176,10 @@ func (s *Store) beginOpen(prefix string) (t *Table, call *openCall, mine bool, e
 	return nil, call, true, nil
 }
 
-// load builds a table from what the engine holds.
+// load builds a table from what the engine holds, and opens it.
 func (s *Store) load(ctx context.Context, o TableOptions) (*Table, error) {
 	t := newTable(s, o)
-	history, err := s.engine.Load(ctx, o.Prefix, o.Class, func(e Entry) error {
+	add := func(e Entry) error {
 		obj, err := o.Codec.Decode(ctx, e.Key, e.Value, e.Revision)
 		if err != nil {
 			return &CorruptError{Key: e.Key, Err: err}
@@ -196,12 +192,18 @@ func (s *Store) load(ctx context.Context, o TableOptions) (*Table, error) {
 		t.tree.Set(r.Key, r)
 		t.revision = max(t.revision, r.Revision)
 		return nil
-	})
-	if err != nil {
+	}
+	done := func(history int64) {
+		t.revision = max(t.revision, history)
+		t.window.base = t.revision
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.tables[o.Prefix] = t
+		t.tree.Scan(func(_ string, r *Record) bool { s.expiry.add(t, r); return true })
+	}
+	if err := s.engine.Load(ctx, o.Prefix, o.Class, add, done); err != nil {
 		return nil, fmt.Errorf("store: load %s: %w", o.Prefix, err)
 	}
-	t.revision = max(t.revision, history)
-	t.window.base = t.revision
 	return t, nil
 }
 

@@ -200,10 +200,10 @@ func (e *Engine) Start(_ context.Context, host store.Host) (int64, error) {
 }
 
 // Load implements store.Engine.
-func (e *Engine) Load(ctx context.Context, prefix string, class store.Class, fn func(store.Entry) error) (int64, error) {
+func (e *Engine) Load(ctx context.Context, prefix string, class store.Class, fn func(store.Entry) error, done func(int64)) error {
 	history, err := e.getRevision(keyDeleted + prefix)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if class == store.Lossy {
 		history = max(history, e.restart)
@@ -212,7 +212,7 @@ func (e *Engine) Load(ctx context.Context, prefix string, class store.Class, fn 
 	upper[len(upper)-1]++ // a prefix ends in a slash
 	it, err := e.db.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: []byte(prefix), UpperBound: upper})
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for ok := it.First(); ok; ok = it.Next() {
 		entry, err := loadEntry(it)
@@ -223,11 +223,15 @@ func (e *Engine) Load(ctx context.Context, prefix string, class store.Class, fn 
 			err = fn(entry)
 		}
 		if err != nil {
-			return 0, errors.Join(err, it.Close())
+			return errors.Join(err, it.Close())
 		}
 		history = max(history, entry.Revision)
 	}
-	return history, it.Close()
+	if err := it.Close(); err != nil {
+		return err
+	}
+	done(history)
+	return nil
 }
 
 func loadEntry(it *pebble.Iterator) (store.Entry, error) {
