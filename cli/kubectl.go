@@ -3,8 +3,10 @@ package cli
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	componentcli "k8s.io/component-base/cli"
@@ -73,6 +75,7 @@ func leadingFlag(flag, value string, args []string) (string, []string) {
 // runKubectl becomes kubectl. As a kubectl of its own it respects ~/.kube/config, as `knarr kubectl` the cluster comes
 // first. An error of kubectl's ends the process, as it does in kubectl.
 func runKubectl(name, root string, args []string, own bool) int {
+	signal.Reset(os.Interrupt, syscall.SIGTERM) // they end kubectl, whatever main does with them
 	if os.Getenv("KUBECONFIG") == "" && !(own && homeKubeconfig()) {
 		if c, err := findCluster(name, root); err == nil {
 			path := AdminKubeconfig(c.dir)

@@ -27,6 +27,8 @@ type Cluster struct {
 	Name, Root string
 	// UpArgs are further flags of `knarr up`.
 	UpArgs []string
+	// Env is added to the environment of commands.
+	Env []string
 	// Log is told each command that runs, where it is not nil.
 	Log func(line string)
 }
@@ -65,6 +67,7 @@ func (c *Cluster) Command(ctx context.Context, words string, args ...string) *ex
 		c.Log("knarr " + words + " " + strings.Join(args, " "))
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(c.Bin, "knarr"), all...)
+	cmd.Env = append(os.Environ(), c.Env...)
 	cmd.WaitDelay = waitDelay
 	return cmd
 }
@@ -80,7 +83,7 @@ func (c *Cluster) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd 
 		c.Log("knarr kubectl " + strings.Join(args, " "))
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(c.Bin, "knarr"), append(append([]string{"kubectl"}, c.where()...), args...)...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG=")
+	cmd.Env = append(append(os.Environ(), "KUBECONFIG="), c.Env...)
 	cmd.WaitDelay = waitDelay
 	return cmd
 }

@@ -1,0 +1,270 @@
+package test
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	vns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"knarr/internal/rig"
+	"knarr/network/netns"
+)
+
+// The world that the tests run in.
+const (
+	nodes       = 2
+	apiPort     = "16443"
+	kubeletPort = "10250"
+	uplink      = "uplink"
+	machineIP   = "198.51.100.2"
+	worldIP     = "198.51.100.1"
+	upTimeout   = 90 * time.Second
+	downTimeout = 90 * time.Second
+	// insideEnv tells the process that it is inside the machine; its value is the cluster's name.
+	insideEnv = "KNARR_E2E_NAME"
+	rootEnv   = "KNARR_E2E_ROOT"
+	worldEnv  = "KNARR_E2E_WORLD"
+)
+
+// programs are the directory with knarr, knarr-shim and kubectl.
+var programs = binDir()
+
+func binDir() string {
+	if dir := os.Getenv("KNARR_BIN"); dir != "" {
+		return dir
+	}
+	abs, err := filepath.Abs("../bin")
+	if err != nil {
+		panic(err)
+	}
+	return abs
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if os.Getenv(insideEnv) != "" || flag.Lookup("test.list").Value.String() != "" {
+		os.Exit(m.Run())
+	}
+	os.Exit(outside())
+}
+
+// outside makes the machine, runs the tests in it, and takes away what a test that died left.
+func outside() int {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	return 0
+}
+
+func run() error {
+	for _, p := range []string{"knarr", "knarr-shim", "kubectl"} {
+		if _, err := os.Stat(filepath.Join(programs, p)); err != nil {
+			return fmt.Errorf("%w: `make test` builds it", err)
+		}
+	}
+	name := "e2e" + random()
+	root := filepath.Join(os.TempDir(), name)
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return err
+	}
+	defer os.RemoveAll(root)
+	machine, world := filepath.Join(root, "machine"), filepath.Join(root, "world")
+	if err := makeMachine(machine, world); err != nil {
+		return err
+	}
+	defer func() {
+		down := exec.Command(filepath.Join(programs, "knarr"), "down", "--purge", "--name", name, "--data-dir", filepath.Join(root, "data"))
+		netns.Run(context.Background(), machine, down) // an error says that nothing was left
+		netns.Delete(machine)
+		netns.Delete(world)
+	}()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), insideEnv+"="+name, rootEnv+"="+filepath.Join(root, "data"), worldEnv+"="+world)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	return netns.Run(ctx, machine, cmd)
+}
+
+func random() string {
+	b := make([]byte, 2)
+	rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+// makeMachine makes two namespaces that are joined by a link: the machine's only way out leads to the world.
+func makeMachine(machine, world string) error {
+	var handles []vns.NsHandle
+	for _, path := range []string{machine, world} {
+		if err := netns.Create(path, nil); err != nil {
+			return err
+		}
+		h, err := netns.Open(path)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		handles = append(handles, h)
+	}
+	inMachine, err := netlink.NewHandleAt(handles[0], unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer inMachine.Close()
+	inWorld, err := netlink.NewHandleAt(handles[1], unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer inWorld.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = uplink
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerNamespace = uplink, netlink.NsFd(int(handles[1]))
+	if err := inMachine.LinkAdd(veth); err != nil {
+		return err
+	}
+	for _, end := range []struct {
+		h  *netlink.Handle
+		ip string
+	}{{inMachine, machineIP}, {inWorld, worldIP}} {
+		if err := configure(end.h, end.ip); err != nil {
+			return err
+		}
+	}
+	link, err := inMachine.LinkByName(uplink)
+	if err != nil {
+		return err
+	}
+	return inMachine.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(worldIP)})
+}
+
+func configure(h *netlink.Handle, ip string) error {
+	for _, name := range []string{"lo", uplink} {
+		link, err := h.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if name == uplink {
+			addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(ip).To4(), Mask: net.CIDRMask(24, 32)}}
+			if err := h.AddrAdd(link, addr); err != nil {
+				return err
+			}
+		}
+		if err := h.LinkSetUp(link); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// newCluster describes a cluster of the machine; nothing is started.
+func newCluster(t testing.TB, suffix string) *rig.Cluster {
+	t.Helper()
+	c := &rig.Cluster{Bin: programs, Name: os.Getenv(insideEnv) + suffix, Root: os.Getenv(rootEnv),
+		UpArgs: []string{"--port", apiPort, "--kubelet-port", kubeletPort}}
+	require.NotEqual(t, suffix, c.Name, "these tests run inside their machine")
+	return c
+}
+
+// shared is the cluster that most tests use: each in namespaces of its own.
+var shared struct {
+	once    sync.Once
+	cluster *rig.Cluster
+	err     error
+	before  hostState // what the machine had before the first start
+}
+
+// theCluster returns the shared cluster, started and with its images loaded.
+func theCluster(t testing.TB) *rig.Cluster {
+	t.Helper()
+	shared.once.Do(func() {
+		shared.cluster = newCluster(t, "")
+		shared.before, shared.err = lookAtHost(shared.cluster)
+		if shared.err != nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
+		defer cancel()
+		begin := time.Now()
+		if _, shared.err = shared.cluster.Up(ctx, nodes); shared.err != nil {
+			return
+		}
+		t.Logf("cluster of %d nodes is up after %v", nodes, time.Since(begin).Round(time.Millisecond))
+		shared.err = loadImages(ctx, shared.cluster)
+	})
+	require.NoError(t, shared.err, "the shared cluster does not start")
+	return shared.cluster
+}
+
+func loadImages(ctx context.Context, c *rig.Cluster) error {
+	if err := c.BuildBusybox(ctx, "busybox:1"); err != nil {
+		return err
+	}
+	for _, i := range [][]string{
+		{"-t", "whoami:1", "-e", "VERSION=1", "../examples/whoami"},
+		{"-t", "whoami:2", "-e", "VERSION=2", "../examples/whoami"},
+		{"-t", "pi:1", "../examples/pi"},
+	} {
+		if _, err := c.Run(ctx, "image build", i...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// must runs kubectl and returns what it says.
+func must(t testing.TB, c *rig.Cluster, args ...string) string {
+	t.Helper()
+	out, err := c.Kubectl(t.Context(), args...)
+	require.NoError(t, err)
+	return out
+}
+
+// namespace makes a namespace for a test and removes it at its end.
+func namespace(t testing.TB, c *rig.Cluster) string {
+	t.Helper()
+	ns := "t-" + random() + random()
+	must(t, c, "create", "namespace", ns)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if _, err := c.Kubectl(ctx, "delete", "namespace", ns, "--wait=false"); err != nil {
+			t.Errorf("delete namespace %s: %v", ns, err)
+		}
+	})
+	return ns
+}
+
+// eventually asks until answer holds, and fails with what it said last.
+func eventually(t testing.TB, limit time.Duration, what string, answer func() (bool, string)) {
+	t.Helper()
+	end := time.Now().Add(limit)
+	for {
+		ok, said := answer()
+		if ok {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within %v; last: %s", what, limit, said)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
