@@ -152,7 +152,15 @@ func setUp(h *netlink.Handle, o Options, n Node) error {
 	if err := configure(h, host, n.Gateway); err != nil {
 		return err
 	}
-	return configureNode(nh, n)
+	if err := configureNode(nh, n); err != nil {
+		return err
+	}
+	hostNS, err := netns.Open(o.HostNS)
+	if err != nil {
+		return err
+	}
+	defer hostNS.Close()
+	return netns.WaitUp(hostNS, h, host.Attrs().Index)
 }
 
 // makeLink makes the veth, or keeps the one that is there when both ends are.

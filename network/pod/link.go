@@ -57,7 +57,10 @@ func (n *Network) connect(rec record, netnsPath string) error {
 	if err := configurePod(ph, peer, rec.IPs); err != nil {
 		return err
 	}
-	return n.configureHost(h, host, rec.IPs)
+	if err := n.configureHost(h, host, rec.IPs); err != nil {
+		return err
+	}
+	return netns.WaitUp(pod, ph, peer.Attrs().Index)
 }
 
 func (n *Network) makeVeth(h, ph *netlink.Handle, rec record, podFD int) (host, peer netlink.Link, err error) {
