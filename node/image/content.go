@@ -87,6 +87,39 @@ func (s *sharedStore) Delete(ctx context.Context, d digest.Digest) error {
 	return err
 }
 
+// WalkStatusRefs calls fn with each write that has begun; the database's collector prefers it to reading all of them.
+func (s *sharedStore) WalkStatusRefs(ctx context.Context, fn func(string) error) error {
+	w, ok := s.Store.(interface {
+		WalkStatusRefs(context.Context, func(string) error) error
+	})
+	if !ok {
+		return fmt.Errorf("content store %T: %w", s.Store, errdefs.ErrNotImplemented)
+	}
+	return w.WalkStatusRefs(ctx, fn)
+}
+
+// dropTornIngests removes writes that a kill left without data or name, which nothing could resume and no collector
+// would see. No writer may be open.
+func (s *sharedStore) dropTornIngests() error {
+	root := filepath.Join(s.root, "ingest")
+	dirs, err := os.ReadDir(root)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, d := range dirs {
+		dir := filepath.Join(root, d.Name())
+		_, refErr := os.Stat(filepath.Join(dir, "ref"))
+		_, dataErr := os.Stat(filepath.Join(dir, "data"))
+		if refErr == nil && dataErr == nil {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Writer opens a writer whose Commit shares the blob.
 func (s *sharedStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	w, err := s.Store.Writer(ctx, opts...)

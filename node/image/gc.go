@@ -1,14 +1,13 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -22,11 +21,17 @@ func (s *Store) oldestFirst() []Image {
 // recover collects what a killed process left: layers half unpacked, blobs and snapshots without a name. The database
 // cleans a backend only when it drops an entry of that backend, so two entries are made for it to drop.
 func (s *Store) recover(ctx context.Context) error {
-	key := fmt.Sprintf("recover-%d", time.Now().UnixNano())
-	if _, err := s.snap.Prepare(ctx, key, ""); err != nil {
+	leased, done, err := s.withLease(ctx) // a write without a lease would stay for a day, should this process be killed too
+	if err != nil {
 		return err
 	}
-	if err := content.WriteBlob(ctx, s.content, key, bytes.NewReader([]byte(key)), ocispec.Descriptor{Size: int64(len(key))}); err != nil && !errdefs.IsAlreadyExists(err) {
+	key := fmt.Sprintf("recover-%d", time.Now().UnixNano())
+	_, err = s.snap.Prepare(leased, key, "")
+	if err == nil {
+		err = content.WriteBlob(leased, s.content, key, strings.NewReader(key), ocispec.Descriptor{Size: int64(len(key))})
+	}
+	done()
+	if err != nil {
 		return err
 	}
 	return s.collect.collect()

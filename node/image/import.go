@@ -40,7 +40,11 @@ func (s *Store) Import(ctx context.Context, r io.Reader, names ...string) ([]Ima
 		}
 		full = append(full, f)
 	}
-	ctx, done, err := s.withLease(s.scope(ctx))
+	ctx, err := s.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, done, err := s.withLease(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +68,9 @@ func (s *Store) importArchive(ctx context.Context, r io.Reader, names []string) 
 	defer closePlain()
 	a := archiveReader{store: s, blobs: map[string]ocispec.Descriptor{}, links: map[string]string{}}
 	if err := a.read(ctx, plain); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("the archive is cut off: %w", err)
+		}
 		return nil, err
 	}
 	targets, err := a.targets(ctx)

@@ -45,7 +45,11 @@ func (s *Store) Pull(ctx context.Context, ref string, auth Auth, progress func(P
 		return Image{}, err
 	}
 	d, err := s.pulls.do(ctx, full+"\x00"+auth.fingerprint(), progress, func(ctx context.Context, report func(Progress)) (*details, error) {
-		return s.pull(s.scope(ctx), full, auth, report)
+		ctx, err := s.begin(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return s.pull(ctx, full, auth, report)
 	})
 	if err != nil {
 		return Image{}, fmt.Errorf("failed to pull and unpack image %q: %w", full, err)

@@ -56,6 +56,9 @@ func isDigested(name string) bool { return strings.Contains(name, "@") }
 
 // repository returns the full name without tag or digest, "" for the nameless record of an image ID.
 func repository(name string) string {
+	if _, ok := parseID(name); ok {
+		return ""
+	}
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
 		return ""

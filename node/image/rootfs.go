@@ -22,9 +22,12 @@ const (
 // mount. It is idempotent: where id has a root file system already, that one is returned, whatever ref means now.
 // Nothing is mounted. The mounts are valid until RemoveRootfs, also after a restart of the process.
 func (s *Store) NewRootfs(ctx context.Context, id, ref string) ([]mount.Mount, error) {
-	ctx = s.scope(ctx)
 	if id == "" {
 		return nil, fmt.Errorf("root file system without a container ID: %w", errdefs.ErrInvalidArgument)
+	}
+	ctx, err := s.begin(ctx)
+	if err != nil {
+		return nil, err
 	}
 	key := rootfsPrefix + id
 	if err := s.keys.Lock(ctx, key); err != nil {
@@ -69,8 +72,11 @@ func (s *Store) prepareRootfs(ctx context.Context, key, ref string) ([]mount.Mou
 // RemoveRootfs removes the root file system of container id with all that was written to it; the disk space is free on
 // return. It must not be mounted any more. Where there is none the result is nil.
 func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
-	ctx = s.scope(ctx)
-	err := s.snap.Remove(ctx, rootfsPrefix+id)
+	ctx, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.snap.Remove(ctx, rootfsPrefix+id)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}

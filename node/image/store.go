@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,11 +16,13 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/native"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/sirupsen/logrus"
@@ -63,6 +66,7 @@ type Store struct {
 	backing snapshots.Snapshotter // below db
 	kind    string                // "overlayfs" or "native"
 	content content.Store         // through db
+	unclean bool                  // the last process that had the store open did not close it
 	images  images.Store
 	leases  leases.Manager
 	blobs   *sharedStore // below db
@@ -74,9 +78,10 @@ type Store struct {
 	pulls   flightGroup
 
 	// background work (recovery after an unclean stop) ends before Close returns.
-	ctx    context.Context
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	ctx       context.Context
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup
+	recovered chan struct{} // closed when that is done; whatever writes waits for it
 }
 
 // Open opens the store in o.Root, creating it where it does not exist. It fails with "in use by another process" when
@@ -88,7 +93,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := o.Registries.validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{opts: o, platform: platforms.Default()}
+	s := &Store{opts: o, platform: platforms.Default(), recovered: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(s.background())
 	if err := s.open(ctx); err != nil {
 		s.closeFiles()
@@ -105,6 +110,9 @@ func (s *Store) open(ctx context.Context) error {
 	}
 	if err := s.takeLock(); err != nil {
 		return err
+	}
+	if _, err := os.Stat(s.path("running")); err == nil {
+		s.unclean = true
 	}
 	if err := s.openBlobs(); err != nil {
 		return err
@@ -163,6 +171,11 @@ func (s *Store) openSnapshotter() error {
 	overlayRoot, nativeRoot := s.path("overlay"), s.path("native")
 	_, haveOverlay := os.Stat(overlayRoot)
 	_, haveNative := os.Stat(nativeRoot)
+	for _, root := range []string{overlayRoot, nativeRoot} {
+		if err := s.dropOrphanSnapshots(root); err != nil {
+			return fmt.Errorf("snapshots: %w", err)
+		}
+	}
 	useNative := haveOverlay != nil && (haveNative == nil || s.opts.ForceNative || overlayutils.Supported(s.opts.Root) != nil)
 	var err error
 	if useNative {
@@ -178,11 +191,46 @@ func (s *Store) openSnapshotter() error {
 	return nil
 }
 
+// dropOrphanSnapshots removes directories that a killed process made for snapshots which it did not come to record. The
+// snapshotter would fail on them, as it gives their numbers to other snapshots.
+func (s *Store) dropOrphanSnapshots(root string) error {
+	dirs, err := os.ReadDir(filepath.Join(root, "snapshots"))
+	if !s.unclean || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ms, err := storage.NewMetaStore(filepath.Join(root, "metadata.db"))
+	if err != nil {
+		return err
+	}
+	defer ms.Close()
+	var known map[string]string
+	err = ms.WithTransaction(s.background(), false, func(ctx context.Context) (err error) {
+		known, err = storage.IDMap(ctx)
+		return err
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	for _, d := range dirs {
+		if _, ok := known[d.Name()]; ok {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(root, "snapshots", d.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // markRunning leaves a mark for the next Open and, where the last process left one, cleans up behind that process.
 func (s *Store) markRunning(ctx context.Context) error {
-	mark := s.path("running")
-	_, err := os.Stat(mark)
-	if err == nil {
+	if s.unclean {
+		if err := s.blobs.dropTornIngests(); err != nil {
+			return err
+		}
 		stale, err := s.leases.List(ctx)
 		if err != nil {
 			return fmt.Errorf("leases: %w", err)
@@ -195,13 +243,15 @@ func (s *Store) markRunning(ctx context.Context) error {
 		s.wg.Add(1)
 		go func() {
 			defer s.wg.Done()
+			defer close(s.recovered)
 			if err := s.recover(s.ctx); err != nil && s.ctx.Err() == nil {
-				logrus.WithError(err).Warn("image store: cleaning up after an unclean stop failed; the disk space is freed at the next removal of an image")
+				slog.Warn("image store: cleaning up after an unclean stop failed; the disk space is freed at the next removal of an image", "root", s.opts.Root, "error", err)
 			}
 		}()
 		return nil
 	}
-	f, err := os.OpenFile(mark, os.O_CREATE|os.O_WRONLY, 0o600)
+	close(s.recovered)
+	f, err := os.OpenFile(s.path("running"), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -244,6 +294,20 @@ func (s *Store) Root() string { return s.opts.Root }
 func (s *Store) scope(ctx context.Context) context.Context {
 	return log.WithLogger(namespaces.WithNamespace(ctx, namespace), quietLog())
 }
+
+// begin is scope for what writes: the remains of a killed process must be gone first, as they could be in the way.
+func (s *Store) begin(ctx context.Context) (context.Context, error) {
+	select {
+	case <-s.recovered:
+		return s.scope(ctx), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// QuietLibraries sets the process-wide logger that containerd's libraries use outside of any request to errors only.
+// Programs call it once at their start; without it, Open prints a warning where the file system lacks fs-verity.
+func QuietLibraries() { log.L.Logger.SetLevel(logrus.ErrorLevel) }
 
 func (s *Store) background() context.Context { return s.scope(context.Background()) }
 
