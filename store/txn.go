@@ -86,9 +86,12 @@ func (s *Store) propose(ctx context.Context, ops []Op) (*Proposal, error) {
 	}
 	p := &Proposal{Writes: make([]Write, len(ops))}
 	prepared := make([]preparedOp, len(ops))
+	if err := checkDistinct(ops); err != nil {
+		return nil, err
+	}
 	for i := range ops {
 		op, w := &ops[i], &p.Writes[i]
-		if err := s.checkOp(ops, i); err != nil {
+		if err := s.checkOp(op); err != nil {
 			return nil, err
 		}
 		*w = Write{Key: op.Key, Prefix: op.Table.prefix, Class: op.Table.class, Delete: op.Object == nil, Expect: op.Expect, op: &prepared[i]}
@@ -111,9 +114,23 @@ func (s *Store) propose(ctx context.Context, ops []Op) (*Proposal, error) {
 	return p, nil
 }
 
-// checkOp finds mistakes of the caller in ops[i].
-func (s *Store) checkOp(ops []Op, i int) error {
-	op := &ops[i]
+// checkDistinct refuses a key that occurs twice.
+func checkDistinct(ops []Op) error {
+	if len(ops) == 1 {
+		return nil
+	}
+	keys := make(map[string]struct{}, len(ops))
+	for i := range ops {
+		if _, twice := keys[ops[i].Key]; twice {
+			return fmt.Errorf("store: key %s occurs twice in one transaction", ops[i].Key)
+		}
+		keys[ops[i].Key] = struct{}{}
+	}
+	return nil
+}
+
+// checkOp finds other mistakes of the caller.
+func (s *Store) checkOp(op *Op) error {
 	if op.Table == nil || op.Table.store != s {
 		return fmt.Errorf("store: operation on %s names no table of this store", op.Key)
 	}
@@ -125,11 +142,6 @@ func (s *Store) checkOp(ops []Op, i int) error {
 	}
 	if op.Object == nil && op.Expect == 0 {
 		return fmt.Errorf("store: deletion of %s expects that it does not exist", op.Key)
-	}
-	for j := range ops[:i] {
-		if ops[j].Key == op.Key {
-			return fmt.Errorf("store: key %s occurs twice in one transaction", op.Key)
-		}
 	}
 	return nil
 }

@@ -4,20 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
 
 	"knarr/store"
 )
 
-// errFull is the hint for a full disk.
-const errFull = "the disk is full, free some space; writes then work again by themselves"
+// unavailable is the error of a full disk.
+func unavailable(full error) error {
+	return &store.UnavailableError{Err: fmt.Errorf("the disk is full, free some space; writes then work again by themselves (%w)", full)}
+}
 
 // Commit implements store.Engine.
 func (e *Engine) Commit(ctx context.Context, p *store.Proposal) error {
 	full, becomesFull := e.space.state()
 	if full != nil {
-		return &store.UnavailableError{Err: fmt.Errorf("%s (%w)", errFull, full)}
+		return unavailable(full)
 	}
 	r, err := e.enqueue(ctx, p, becomesFull)
 	if err != nil {
@@ -28,15 +31,11 @@ func (e *Engine) Commit(ctx context.Context, p *store.Proposal) error {
 		return r.err
 	case <-becomesFull:
 	}
-	full, _ = e.space.state()
-	if full == nil {
-		full = errors.New("for a moment")
-	}
 	select {
 	case <-r.done: // was done before
 		return r.err
 	default:
-		return &store.UnavailableError{Err: fmt.Errorf("%s (%w)", errFull, full)}
+		return unavailable(syscall.ENOSPC)
 	}
 }
 
@@ -61,7 +60,7 @@ func (e *Engine) enqueue(ctx context.Context, p *store.Proposal, becomesFull <-c
 		select {
 		case <-wait:
 		case <-becomesFull:
-			return nil, &store.UnavailableError{Err: errors.New(errFull)}
+			return nil, unavailable(syscall.ENOSPC)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

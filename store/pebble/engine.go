@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -201,6 +202,9 @@ func (e *Engine) Start(_ context.Context, host store.Host) (int64, error) {
 
 // Load implements store.Engine.
 func (e *Engine) Load(ctx context.Context, prefix string, class store.Class, fn func(store.Entry) error, done func(int64)) error {
+	if err := e.awaitSettled(ctx, prefix); err != nil {
+		return err
+	}
 	history, err := e.getRevision(keyDeleted + prefix)
 	if err != nil {
 		return err
@@ -232,6 +236,32 @@ func (e *Engine) Load(ctx context.Context, prefix string, class store.Class, fn 
 	}
 	done(history)
 	return nil
+}
+
+// awaitSettled waits until no write under the prefix is under way: one that Commit gave up because of a full disk may still be.
+func (e *Engine) awaitSettled(ctx context.Context, prefix string) error {
+	for {
+		e.mu.Lock()
+		busy := false
+		for key := range e.inflight {
+			busy = busy || strings.HasPrefix(key, prefix)
+		}
+		wait := e.settled
+		e.mu.Unlock()
+		if !busy {
+			return nil
+		}
+		full, becomesFull := e.space.state()
+		if full != nil {
+			return unavailable(full)
+		}
+		select {
+		case <-wait:
+		case <-becomesFull:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 func loadEntry(it *pebble.Iterator) (store.Entry, error) {

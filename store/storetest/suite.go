@@ -38,6 +38,7 @@ func Run(t *testing.T, f Factory) {
 		{"WatchMany", testWatchMany},
 		{"Expiry", testExpiry},
 		{"ExpiryReopen", testExpiryReopen},
+		{"Busy", testBusy},
 		{"WatchResumes", testWatchResumes},
 		{"LossyAfterCrash", testLossyAfterCrash},
 		{"RevisionsAfterCrash", testRevisionsAfterCrash},
