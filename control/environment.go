@@ -22,6 +22,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	"k8s.io/kubernetes/pkg/controller/apis/config"
+	csrconfig "k8s.io/kubernetes/pkg/controller/certificates/signer/config"
 
 	"knarr/client"
 )
@@ -32,6 +33,9 @@ const managerName = "kube-controller-manager"
 
 // managerUser is the identity that upstream's controller manager has as a whole.
 const managerUser = "system:" + managerName
+
+// rootCAAccount is the service account that publishes the root certificates.
+const rootCAAccount = "root-ca-cert-publisher"
 
 // environment is what is shared by all controllers of one Run.
 type environment struct {
@@ -95,10 +99,10 @@ func componentConfig(o *Options) (config.KubeControllerManagerConfiguration, err
 	c.NodeLifecycleController.SecondaryNodeEvictionRate = 0.01
 	c.NodeLifecycleController.LargeClusterSizeThreshold = 50
 	c.NodeLifecycleController.UnhealthyZoneThreshold = 0.55
-	c.SAController.RootCAFile = o.RootCAFile
-	c.SAController.ServiceAccountKeyFile = o.ServiceAccountKeyFile
-	c.CSRSigningController.ClusterSigningCertFile = o.SigningCertFile
-	c.CSRSigningController.ClusterSigningKeyFile = o.SigningKeyFile
+	signer := csrconfig.CSRSigningConfiguration{CertFile: o.ClientSigner.CertFile, KeyFile: o.ClientSigner.KeyFile}
+	csr := &c.CSRSigningController
+	csr.KubeletClientSignerConfiguration, csr.KubeAPIServerClientSignerConfiguration, csr.LegacyUnknownSignerConfiguration = signer, signer, signer
+	csr.KubeletServingSignerConfiguration = csrconfig.CSRSigningConfiguration{CertFile: o.ServingSigner.CertFile, KeyFile: o.ServingSigner.KeyFile}
 	return c, nil
 }
 
@@ -180,8 +184,14 @@ func noResync() time.Duration { return 0 }
 // clientBuilder gives each name a client with the service account of that name.
 type clientBuilder struct{ options *Options }
 
+// Config implements clientbuilder.ControllerClientBuilder. Upstream takes the root certificates that it publishes from the configuration of
+// this one name (it builds no client from it).
 func (b clientBuilder) Config(name string) (*rest.Config, error) {
-	return b.options.configFor(name), nil
+	c := b.options.configFor(name)
+	if name == rootCAAccount {
+		c.CAData = b.options.RootCA
+	}
+	return c, nil
 }
 
 func (b clientBuilder) ConfigOrDie(name string) *rest.Config { return b.options.configFor(name) }

@@ -2,6 +2,9 @@ package control
 
 import (
 	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -11,6 +14,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/rest"
+	certutil "k8s.io/client-go/util/cert"
 )
 
 // Bounds of starting and stopping.
@@ -29,6 +33,9 @@ type Controller struct {
 	Run func(ctx context.Context) error
 }
 
+// KeyPair names the PEM files of a certificate and its key (one file may hold both). They are read again when they change.
+type KeyPair struct{ CertFile, KeyFile string }
+
 // Options are what the controllers of a cluster need. All fields are required where not said otherwise.
 type Options struct {
 	// Config gives the client configuration of an identity, such as client.Config with the API's handler.
@@ -45,12 +52,12 @@ type Options struct {
 	NodeMask    int
 	ServiceCIDR netip.Prefix
 
-	// RootCAFile (PEM) is published into every namespace for clients to trust the API by.
-	RootCAFile string
-	// SigningCertFile and SigningKeyFile sign approved certificate requests; both empty: none are signed.
-	SigningCertFile, SigningKeyFile string
-	// ServiceAccountKeyFile signs tokens of service-account token secrets.
-	ServiceAccountKeyFile string
+	// RootCA is published into every namespace for clients to trust the API by: PEM certificates and nothing else.
+	RootCA []byte
+	// ClientSigner signs approved certificate requests of clients, ServingSigner those of kubelets' servers; an empty one: none are signed.
+	ClientSigner, ServingSigner KeyPair
+	// ServiceAccountKey signs the tokens of service-account token secrets.
+	ServiceAccountKey crypto.PrivateKey
 
 	// Disabled names controllers of the table that shall not run; optional.
 	Disabled []string
@@ -71,10 +78,14 @@ func (o *Options) validate() error {
 	need(o.Changed != nil, "Changed")
 	need(o.PodCIDR.IsValid(), "PodCIDR")
 	need(o.ServiceCIDR.IsValid(), "ServiceCIDR")
-	need(o.RootCAFile != "", "RootCAFile")
-	need(o.ServiceAccountKeyFile != "", "ServiceAccountKeyFile")
-	if (o.SigningCertFile == "") != (o.SigningKeyFile == "") {
-		errs = append(errs, errors.New("control: Options.SigningCertFile and SigningKeyFile belong together"))
+	need(o.ServiceAccountKey != nil, "ServiceAccountKey")
+	if err := onlyCertificates(o.RootCA); err != nil {
+		errs = append(errs, fmt.Errorf("control: Options.RootCA: %w", err))
+	}
+	for _, p := range []KeyPair{o.ClientSigner, o.ServingSigner} {
+		if (p.CertFile == "") != (p.KeyFile == "") {
+			errs = append(errs, errors.New("control: a signer needs both of CertFile and KeyFile, or none"))
+		}
 	}
 	known := map[string]bool{}
 	for _, c := range controllers() {
@@ -86,4 +97,26 @@ func (o *Options) validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// onlyCertificates refuses everything that must not be read by every pod of the cluster.
+func onlyCertificates(data []byte) error {
+	found := false
+	for rest := data; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != certutil.CertificateBlockType {
+			return fmt.Errorf("it holds a %s and is for everybody to read: give certificates only", block.Type)
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return err
+		}
+		found = true
+	}
+	if !found {
+		return errors.New("it holds no certificate in PEM form")
+	}
+	return nil
 }

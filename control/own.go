@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/quota/v1/generic"
 	"k8s.io/client-go/metadata"
-	certutil "k8s.io/client-go/util/cert"
-	"k8s.io/client-go/util/keyutil"
 	"k8s.io/klog/v2"
 	pkgcontroller "k8s.io/kubernetes/pkg/controller"
 	"k8s.io/kubernetes/pkg/controller/garbagecollector"
@@ -62,27 +59,16 @@ var errNoResources = errors.New("discovery is empty")
 
 // newTokenController is upstream's, which its table of constructors cannot build.
 func newTokenController(ctx context.Context, s *scope) (func(context.Context), error) {
-	key, err := keyutil.PrivateKeyFromFile(s.options.ServiceAccountKeyFile)
-	if err != nil {
-		return nil, fmt.Errorf("service account key: %w", err)
-	}
-	rootCA, err := os.ReadFile(s.options.RootCAFile)
-	if err != nil {
-		return nil, fmt.Errorf("root CA: %w", err)
-	}
-	if _, err := certutil.ParseCertsPEM(rootCA); err != nil {
-		return nil, fmt.Errorf("root CA %s: %w", s.options.RootCAFile, err)
-	}
 	kube, err := s.client()
 	if err != nil {
 		return nil, err
 	}
-	generator, err := serviceaccount.JWTTokenGenerator(serviceaccount.LegacyIssuer, key)
+	generator, err := serviceaccount.JWTTokenGenerator(serviceaccount.LegacyIssuer, s.options.ServiceAccountKey)
 	if err != nil {
 		return nil, fmt.Errorf("token generator: %w", err)
 	}
 	c, err := serviceaccountcontroller.NewTokensController(klog.FromContext(ctx), s.informers.Core().V1().ServiceAccounts(),
-		s.informers.Core().V1().Secrets(), kube, serviceaccountcontroller.TokensControllerOptions{TokenGenerator: generator, RootCA: rootCA})
+		s.informers.Core().V1().Secrets(), kube, serviceaccountcontroller.TokensControllerOptions{TokenGenerator: generator, RootCA: s.options.RootCA})
 	if err != nil {
 		return nil, err
 	}
