@@ -71,7 +71,7 @@ func TestCRIPullErrors(t *testing.T) {
 	r := newRegistry(t, false)
 	gone := newRegistry(t, false)
 	gone.Close()
-	s := openStore(t, Options{})
+	s := openStore(t, Options{Resolver: deadResolver(t)})
 	for _, tc := range []struct {
 		name, ref string
 		answer    int // by the registry, 0: its own

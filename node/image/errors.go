@@ -40,8 +40,9 @@ func classify(err error) error {
 	if errors.Is(err, docker.ErrInvalidAuthorization) {
 		return fmt.Errorf("%w: %w", ErrUnauthorized, err)
 	}
+	var dialErr *dialError
 	var netErr net.Error
-	if errors.As(err, &netErr) && !errors.Is(err, context.Canceled) || errors.Is(err, errStalled) {
+	if errors.As(err, &dialErr) || errors.As(err, &netErr) && netErr.Timeout() || errors.Is(err, errStalled) {
 		return fmt.Errorf("%w: %w", err, ErrUnreachable)
 	}
 	return err

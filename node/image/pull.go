@@ -60,7 +60,7 @@ func (s *Store) Pull(ctx context.Context, ref string, auth Auth, progress func(P
 func (s *Store) pull(ctx context.Context, full string, auth Auth, report func(Progress)) (*details, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	hosts := newHosts(s.opts.Registries, auth)
+	hosts := newHosts(s.opts, auth)
 	defer hosts.close()
 	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: hosts.of, Headers: hosts.headers()})
 	p := &puller{store: s, base: ctx, progress: Progress{Ref: full}, report: report}

@@ -172,14 +172,21 @@ func (e Endpoint) tls() (*tls.Config, error) {
 
 // hosts gives the resolver of one pull its endpoints. Connections live as long as the pull.
 type hosts struct {
-	config RegistryConfig
-	auth   Auth
+	config   RegistryConfig
+	auth     Auth
+	resolver *net.Resolver
 
 	mu         sync.Mutex
 	transports []*http.Transport
 }
 
-func newHosts(c RegistryConfig, a Auth) *hosts { return &hosts{config: c, auth: a} }
+func newHosts(o Options, a Auth) *hosts {
+	h := &hosts{config: o.Registries, auth: a, resolver: o.Resolver}
+	if h.resolver == nil {
+		h.resolver = net.DefaultResolver
+	}
+	return h
+}
 
 func (h *hosts) headers() http.Header { return http.Header{"User-Agent": {userAgent}} }
 
@@ -235,7 +242,7 @@ func (h *hosts) endpoint(e Endpoint, u *url.URL, own bool) (docker.RegistryHost,
 	if err != nil {
 		return docker.RegistryHost{}, fmt.Errorf("endpoint %s: %w", e.URL, err)
 	}
-	t := newTransport(conf)
+	t := h.newTransport(conf)
 	h.mu.Lock()
 	h.transports = append(h.transports, t)
 	h.mu.Unlock()
@@ -287,10 +294,10 @@ func (b bearer) AddResponses(context.Context, []*http.Response) error {
 	return fmt.Errorf("the registry refused the token: %w", docker.ErrInvalidAuthorization)
 }
 
-func newTransport(conf *tls.Config) *http.Transport {
+func (h *hosts) newTransport(conf *tls.Config) *http.Transport {
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           dial,
+		DialContext:           h.dial,
 		TLSClientConfig:       conf,
 		TLSHandshakeTimeout:   dialTimeout,
 		ResponseHeaderTimeout: headerTimeout,
@@ -300,17 +307,24 @@ func newTransport(conf *tls.Config) *http.Transport {
 	}
 }
 
-// dial connects like net.Dialer but gives up on DNS sooner, and says which name could not be looked up.
-func dial(ctx context.Context, network, addr string) (net.Conn, error) {
+// dialError says why there is no connection. It has no Timeout method, by which the registry client would take it for
+// a short disturbance and try four more times before it tells the user.
+type dialError struct{ err error }
+
+func (e *dialError) Error() string { return e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+// dial connects like net.Dialer but gives up on DNS sooner. Its errors are dialErrors.
+func (h *hosts) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
 	}
 	lookup, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	addrs, err := net.DefaultResolver.LookupHost(lookup, host)
+	addrs, err := h.resolver.LookupHost(lookup, host)
 	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+		return nil, &dialError{&net.OpError{Op: "dial", Net: network, Err: err}}
 	}
 	d := net.Dialer{Timeout: dialTimeout}
 	var errs []error
@@ -321,5 +335,5 @@ func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 		}
 		errs = append(errs, err)
 	}
-	return nil, errors.Join(errs...)
+	return nil, &dialError{errors.Join(errs...)}
 }

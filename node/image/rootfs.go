@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// rootfsPrefix begins the snapshot key of a container's root file system.
+	// rootfsPrefix begins the snapshot key of a container's root file system, viewPrefix that of a read-only view.
 	rootfsPrefix = "rootfs/"
+	viewPrefix   = "view/"
 	// gcRootLabel makes a snapshot stay, and all below it, until it is removed.
 	gcRootLabel = "containerd.io/gc.root"
 )
@@ -22,14 +23,26 @@ const (
 // mount. It is idempotent: where id has a root file system already, that one is returned, whatever ref means now.
 // Nothing is mounted. The mounts are valid until RemoveRootfs, also after a restart of the process.
 func (s *Store) NewRootfs(ctx context.Context, id, ref string) ([]mount.Mount, error) {
+	return s.newSnapshot(ctx, rootfsPrefix, id, ref, s.snap.Prepare)
+}
+
+// NewView is as NewRootfs, but what it returns is read-only: for volumes that are images.
+func (s *Store) NewView(ctx context.Context, id, ref string) ([]mount.Mount, error) {
+	return s.newSnapshot(ctx, viewPrefix, id, ref, s.snap.View)
+}
+
+// makeSnapshot is Prepare or View of a snapshotter.
+type makeSnapshot func(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error)
+
+func (s *Store) newSnapshot(ctx context.Context, prefix, id, ref string, create makeSnapshot) ([]mount.Mount, error) {
 	if id == "" {
-		return nil, fmt.Errorf("root file system without a container ID: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("root file system without an ID: %w", errdefs.ErrInvalidArgument)
 	}
 	ctx, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	key := rootfsPrefix + id
+	key := prefix + id
 	if err := s.keys.Lock(ctx, key); err != nil {
 		return nil, err
 	}
@@ -41,16 +54,17 @@ func (s *Store) NewRootfs(ctx context.Context, id, ref string) ([]mount.Mount, e
 	if !errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("root file system of %s: %w", id, err)
 	}
-	return s.prepareRootfs(ctx, key, ref)
+	return s.onImage(ctx, key, ref, create)
 }
 
-func (s *Store) prepareRootfs(ctx context.Context, key, ref string) ([]mount.Mount, error) {
+// onImage makes snapshot key on the layers of the image that ref means.
+func (s *Store) onImage(ctx context.Context, key, ref string, create makeSnapshot) ([]mount.Mount, error) {
 	d, _, err := s.index.find(ref)
 	if err != nil {
 		return nil, err
 	}
 	label := snapshots.WithLabels(map[string]string{gcRootLabel: time.Now().UTC().Format(time.RFC3339)})
-	mounts, err := s.snap.Prepare(ctx, key, d.chainID, label)
+	mounts, err := create(ctx, key, d.chainID, label)
 	if errdefs.IsNotFound(err) {
 		// The layers are gone though the image is there (a lost snapshot database): unpack them again.
 		leased, done, lerr := s.withLease(ctx)
@@ -61,7 +75,7 @@ func (s *Store) prepareRootfs(ctx context.Context, key, ref string) ([]mount.Mou
 		if err := s.unpack(leased, s.index.targetOf(d.id, ""), nil); err != nil {
 			return nil, fmt.Errorf("unpack image %s: %w", ref, err)
 		}
-		mounts, err = s.snap.Prepare(leased, key, d.chainID, label)
+		mounts, err = create(leased, key, d.chainID, label)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("root file system on image %s: %w", ref, err)
@@ -72,16 +86,25 @@ func (s *Store) prepareRootfs(ctx context.Context, key, ref string) ([]mount.Mou
 // RemoveRootfs removes the root file system of container id with all that was written to it; the disk space is free on
 // return. It must not be mounted any more. Where there is none the result is nil.
 func (s *Store) RemoveRootfs(ctx context.Context, id string) error {
+	return s.removeSnapshot(ctx, rootfsPrefix+id)
+}
+
+// RemoveView removes what NewView made.
+func (s *Store) RemoveView(ctx context.Context, id string) error {
+	return s.removeSnapshot(ctx, viewPrefix+id)
+}
+
+func (s *Store) removeSnapshot(ctx context.Context, key string) error {
 	ctx, err := s.begin(ctx)
 	if err != nil {
 		return err
 	}
-	err = s.snap.Remove(ctx, rootfsPrefix+id)
+	err = s.snap.Remove(ctx, key)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove the root file system of %s: %w", id, err)
+		return fmt.Errorf("remove %s: %w", key, err)
 	}
 	return s.collect.collect()
 }

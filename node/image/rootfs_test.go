@@ -10,8 +10,10 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // importNoise imports an image of one layer with size random bytes of the seed.
@@ -73,6 +75,25 @@ func TestRootfs(t *testing.T) {
 	require.LessOrEqual(t, storeUse(t, s), before-100_000, "space is free")
 	_, err = s.Usage(t.Context(), "c1")
 	require.True(t, errdefs.IsNotFound(err), "%v", err)
+}
+
+func TestView(t *testing.T) {
+	s := openStore(t, Options{})
+	importNoise(t, s, "a:1", 1, 1000)
+	mounts, err := s.NewView(t.Context(), "v", "a:1")
+	require.NoError(t, err)
+	dir := t.TempDir()
+	require.NoError(t, mount.All(mounts, dir))
+	require.FileExists(t, filepath.Join(dir, "data"))
+	require.ErrorIs(t, os.WriteFile(filepath.Join(dir, "x"), nil, 0o644), unix.EROFS)
+	require.NoError(t, mount.UnmountAll(dir, 0))
+	again, err := s.NewView(t.Context(), "v", "a:1")
+	require.NoError(t, err)
+	require.Equal(t, mounts, again)
+	require.NoError(t, s.RemoveView(t.Context(), "v"))
+	ids, err := s.Rootfs(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, ids)
 }
 
 func TestRootfsConcurrently(t *testing.T) {

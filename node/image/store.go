@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -49,6 +50,8 @@ type Options struct {
 	// Registries says where and how images are pulled. The zero value: each image from the registry in its name, by
 	// HTTPS (loopback registries: HTTPS, then HTTP).
 	Registries RegistryConfig
+	// Resolver looks up registries. Nil: that of the system.
+	Resolver *net.Resolver
 	// ForceNative makes a new store use full copies in place of overlay mounts. A store that exists keeps its kind.
 	ForceNative bool
 }
