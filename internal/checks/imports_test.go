@@ -28,7 +28,7 @@ var mayImport = map[string]string{
 	"scheduler":      "client",
 	"network":        "client",
 	"node":           "client",
-	"node/agent":     "client node/cgroup node/objects node/podspec node/probe node/status node/stats node/streaming node/volume",
+	"node/agent":     "client node/cgroup node/objects node/podspec node/probe node/server node/stats node/status node/streaming node/volume",
 	"node/imageapi":  "node/image",
 	"node/runtime":   "node/shim node/image node/cgroup",
 	"cmd/knarr":      "cli system",
@@ -204,7 +204,7 @@ func importName(f *ast.File, path string) string {
 // TestProgramsOfTheHostAreNotExecuted: knarr works without any tool of the machine. Running itself, the shim or the go
 // command (image build) is for the packages that are named here.
 func TestProgramsOfTheHostAreNotExecuted(t *testing.T) {
-	allowed := []string{"cli", "node/shim", "node/image", "node/runtime", "network/netns", "bench", "examples", "test", "internal"}
+	allowed := []string{"cli", "node/shim", "node/image", "node/runtime", "network/netns", "store/storetest", "bench", "examples", "test", "internal"}
 	for _, f := range sources(t) {
 		if f.test || !slices.Contains(f.imports(), "os/exec") {
 			continue
