@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -22,6 +23,8 @@ type Client struct {
 	opts Options
 	// launch is held while the shim is being started.
 	launch sync.Mutex
+	// stopped is set by Shutdown: from then on no call starts the shim.
+	stopped atomic.Bool
 }
 
 // Options of Start.
@@ -76,7 +79,7 @@ func absent(err error) bool {
 // dial connects, starting the shim if there is none.
 func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 	conn, err := Dial(c.opts.Dir, SocketName)
-	if err == nil || !absent(err) || c.opts.Path == "" {
+	if err == nil || !absent(err) || c.opts.Path == "" || c.stopped.Load() {
 		return conn, err
 	}
 	c.opts.Log("no shim is running in %s (%v), starting one", c.opts.Dir, err)
@@ -263,9 +266,13 @@ func (c *Client) KeepTTY(ctx context.Context, id string, tty *os.File) error {
 }
 
 // Shutdown ends the shim; without force only when no container runs.
-// Containers that run go on.
+// Containers that run go on. From then on this client does not start it again.
 func (c *Client) Shutdown(ctx context.Context, force bool) error {
+	c.stopped.Store(true)
 	_, err := c.status(ctx, Request{Op: OpShutdown, Force: force})
+	if err != nil {
+		c.stopped.Store(false)
+	}
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -183,7 +184,7 @@ func busyboxRootfs(t testing.TB) string {
 	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), data, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, applet := range []string{"sh", "cat", "echo", "sleep", "stty", "id", "dd", "tail", "head", "seq", "yes", "ps", "kill", "tty"} {
+	for _, applet := range []string{"sh", "cat", "echo", "sleep", "stty", "id", "dd", "tail", "head", "seq", "yes", "ps", "kill", "tty", "grep", "tr"} {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil {
 			t.Fatal(err)
 		}
@@ -284,4 +285,100 @@ func atoi(t testing.TB, s string) int {
 		t.Fatal(err)
 	}
 	return v
+}
+
+// exec runs a shell command in a container.
+func (n *node) exec(id, script, input string) (stdout, stderr string, code int) {
+	n.t.Helper()
+	var ours, theirs [3]*os.File
+	for i := range ours {
+		r, w, err := os.Pipe()
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		ours[i], theirs[i] = r, w
+		if i == 0 {
+			ours[i], theirs[i] = w, r
+		}
+	}
+	p, err := n.client.Exec(n.ctx, id, &shim.ExecRequest{Args: []string{"sh", "-c", script}}, shim.Stdio{Stdin: theirs[0], Stdout: theirs[1], Stderr: theirs[2]})
+	shim.CloseFiles(theirs[:])
+	defer shim.CloseFiles(ours[:])
+	if err != nil {
+		n.t.Fatalf("exec: %v", err)
+	}
+	defer p.Close()
+	_, _ = io.WriteString(ours[0], input)
+	_ = ours[0].Close()
+	out, _ := io.ReadAll(ours[1])
+	errOut, _ := io.ReadAll(ours[2])
+	code, err = p.Wait()
+	if err != nil {
+		n.t.Fatalf("exec: wait: %v", err)
+	}
+	return string(out), string(errOut), code
+}
+
+// kill ends the shim as a crash does.
+func (n *node) kill() {
+	n.t.Helper()
+	pid := n.pid()
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil {
+		n.t.Fatal(err)
+	}
+	if k, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 5000); k != 1 {
+		n.t.Fatalf("the shim did not die: %v", err)
+	}
+}
+
+// watcher collects events.
+type watcher struct {
+	t      testing.TB
+	ctx    context.Context
+	events chan shim.Event
+	first  chan struct{}
+}
+
+func (w *watcher) Snapshot([]shim.Status) {
+	select {
+	case <-w.first:
+	default:
+		close(w.first)
+	}
+}
+
+func (w *watcher) Event(e shim.Event) { w.events <- e }
+
+func (n *node) watch() *watcher {
+	n.t.Helper()
+	ctx, cancel := context.WithCancel(n.ctx)
+	w := &watcher{t: n.t, ctx: ctx, events: make(chan shim.Event, 1000), first: make(chan struct{})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.client.Watch(ctx, w)
+	}()
+	n.t.Cleanup(func() { cancel(); <-done })
+	<-w.first
+	return w
+}
+
+// expect waits for an event of the type, passing over others.
+func (w *watcher) expect(kind shim.EventType, id string) shim.Status {
+	w.t.Helper()
+	for {
+		select {
+		case e := <-w.events:
+			if e.Type == kind && e.Status.ID == id {
+				return e.Status
+			}
+		case <-w.ctx.Done():
+			w.t.Fatalf("no event %s of %s", kind, id)
+		}
+	}
 }

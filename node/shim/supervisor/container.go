@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -99,15 +100,10 @@ func (c *container) supervise(paths map[string]string) {
 }
 
 func (c *container) watchOOM(watch *oomWatch) {
-	seen := uint64(0)
-	for {
-		n, more := watch.wait(seen)
-		if !more {
-			return
-		}
-		seen = n
+	for watch.wait() {
+		killed := oomKills(watch.dir, watch.v2) > 0
 		c.mu.Lock()
-		c.status.OOMKilled = true
+		c.status.OOMKilled = c.status.OOMKilled || killed
 		status := c.status
 		c.mu.Unlock()
 		c.sup.publish(shim.Event{Type: shim.EventOOM, Status: status})
@@ -312,8 +308,9 @@ func killAndWait(pids []int) {
 	}
 }
 
+// cgroupManager gets a map of its own: removing a cgroup empties it.
 func cgroupManager(paths map[string]string) (cgroups.Manager, error) {
-	return manager.NewWithPaths(&cgroups.Cgroup{Resources: &cgroups.Resources{}}, paths)
+	return manager.NewWithPaths(&cgroups.Cgroup{Resources: &cgroups.Resources{}}, maps.Clone(paths))
 }
 
 func removeCgroup(paths map[string]string) error {

@@ -17,6 +17,8 @@ const (
 	// maxLogLine is the longest piece of a line in one log entry, in bytes; what
 	// is longer is written as partial entries ("P").
 	maxLogLine = 16 << 10
+	// flushBytes is the size of one write to the file, about.
+	flushBytes = 32 << 10
 	// logTime is RFC 3339 with all nine digits, so that entries sort as text.
 	logTime = "2006-01-02T15:04:05.000000000Z07:00"
 	// rotatedSuffix is the name that kubelet gives to rotated files, so that its
@@ -93,8 +95,8 @@ func (l *criLog) close() {
 	}
 }
 
-// entries writes lines (without their newline) as full entries with one write,
-// then rest, if any, as a partial one.
+// entries writes lines (without their newline) as full entries, then rest, if
+// any, as partial ones, with one write per flushBytes.
 func (l *criLog) entries(stream string, now time.Time, lines [][]byte, rest []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -114,18 +116,24 @@ func (l *criLog) entries(stream string, now time.Time, lines [][]byte, rest []by
 		l.appendLocked(stream, now, 'P', piece)
 		rest = rest[len(piece):]
 	}
-	n, err := l.file.Write(l.buf)
-	l.size += int64(n)
-	if err != nil && !l.failed {
-		l.failed = true
-		l.warn("log %s: %v; output is lost until writing works again", l.path, err)
-	}
-	if err == nil {
-		l.failed = false
-	}
-	if cap(l.buf) > 4*maxLogLine {
+	l.flushLocked(now)
+	if cap(l.buf) > flushBytes/2 {
 		l.buf = nil
 	}
+}
+
+// flushLocked writes the buffer and rotates when the file is full.
+func (l *criLog) flushLocked(now time.Time) {
+	if len(l.buf) == 0 || l.file == nil {
+		return
+	}
+	n, err := l.file.Write(l.buf)
+	l.buf = l.buf[:0]
+	l.size += int64(n)
+	if err != nil && !l.failed {
+		l.warn("log %s: %v; output is lost until writing works again", l.path, err)
+	}
+	l.failed = err != nil
 	if l.maxBytes > 0 && l.size >= l.maxBytes {
 		l.rotateLocked(now)
 	}
@@ -138,6 +146,9 @@ func (l *criLog) appendLocked(stream string, now time.Time, tag byte, content []
 	l.buf = append(l.buf, ' ', tag, ' ')
 	l.buf = append(l.buf, content...)
 	l.buf = append(l.buf, '\n')
+	if len(l.buf) >= flushBytes {
+		l.flushLocked(now)
+	}
 }
 
 // rotateLocked renames the file and removes the oldest beyond maxFiles.

@@ -18,6 +18,7 @@ type oomWatch struct {
 	file *os.File
 	dir  string
 	v2   bool
+	seen uint64 // kills told so far
 }
 
 // memoryDir returns the directory of the memory controller, "" if there is none.
@@ -69,18 +70,23 @@ func watchOOMv2(dir string) (*oomWatch, error) {
 	return &oomWatch{file: os.NewFile(uintptr(fd), "memory.events inotify"), dir: dir, v2: true}, nil
 }
 
-// wait returns true after a new kill, false when the watch has ended.
-func (w *oomWatch) wait(seen uint64) (uint64, bool) {
+// wait returns true when the kernel has killed, or is about to, false when the
+// watch has ended. On v1 a shortage in a parent cgroup counts too.
+func (w *oomWatch) wait() bool {
 	buf := make([]byte, 512)
 	for {
 		if _, err := w.file.Read(buf); err != nil {
-			return seen, false
-		}
-		if n := oomKills(w.dir, w.v2); n > seen {
-			return n, true
+			return false
 		}
 		if _, err := os.Stat(w.dir); err != nil {
-			return seen, false
+			return false // the removal of the cgroup is an event too
+		}
+		if !w.v2 {
+			return true
+		}
+		if n := oomKills(w.dir, w.v2); n > w.seen {
+			w.seen = n
+			return true
 		}
 	}
 }
