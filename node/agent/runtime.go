@@ -52,7 +52,7 @@ func (a *Agent) buildRuntime(ctx context.Context) error {
 	info := machineInfo(a.opts.NodeName)
 	a.machine = info
 	rt, _, err := kuberuntime.NewKubeGenericRuntimeManager(ctx, a.recorder, liveness, readiness, startup,
-		a.opts.RootDir, a.opts.PodLogsDir, info, podStates{a}, int32(a.opts.MaxPods), kubecontainer.RealOS{}, helper{a},
+		a.opts.RootDir, a.opts.PodLogsDir, info, podStates{a}, int32(a.opts.MaxPods), hostOS{}, helper{a},
 		&http.Client{Timeout: hookTimeout}, flowcontrol.NewBackOff(backoffFirst, backoffMax), false, &parallel, 0, 0,
 		string(kubeletconfig.NeverVerifyPreloadedImages), nil, "", "", new(bool), true, metav1.Duration{Duration: cpuPeriod},
 		a.opts.Runtime, a.opts.Images, a.containerManager, logs.NewStubContainerLogManager(), a.runtimeClasses, false, "NoSwap",
@@ -302,3 +302,10 @@ func machineInfo(name string) *cadvisorapi.MachineInfo {
 
 // labelPodUID is the label of sandboxes and containers that names their pod.
 const labelPodUID = kubelettypes.KubernetesPodUIDLabel
+
+// hostOS is the file system as upstream's runtime manager uses it, without the
+// links that it makes in /var/log/containers: they would outlive the cluster.
+type hostOS struct{ kubecontainer.RealOS }
+
+// Symlink makes nothing.
+func (hostOS) Symlink(string, string) error { return nil }

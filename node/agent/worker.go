@@ -85,7 +85,7 @@ func (w *worker) poke() {
 // update takes in a newer object of the pod.
 func (w *worker) update(pod *v1.Pod) {
 	w.mu.Lock()
-	showsFields := w.pod.ResourceVersion != pod.ResourceVersion && fieldsChanged(w.pod, pod)
+	showsFields := fieldsChanged(w.pod, pod)
 	w.pod = pod.DeepCopy()
 	w.stale = w.stale || showsFields
 	w.interruptLocked()
