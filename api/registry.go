@@ -117,10 +117,6 @@ func (r *Registry) GetRESTOptions(resource schema.GroupResource, example runtime
 		opts.StorageConfig = storagebackend.NewDefaultConfig(KeyRoot, nil).ForResource(resource)
 		opts.StorageConfig.EncodeVersioner = schema.GroupVersion{Group: resource.Group, Version: "v1"}
 		return opts, nil
-	case isUnstructured(example):
-		opts.ResourcePrefix = "/" + resource.Group + "/" + resource.Resource
-		opts.StorageConfig = storagebackend.NewDefaultConfig(KeyRoot, unstructured.UnstructuredJSONScheme).ForResource(resource)
-		return opts, nil
 	}
 	config, err := r.factory.NewConfig(resource, example)
 	if err != nil {
@@ -129,6 +125,24 @@ func (r *Registry) GetRESTOptions(resource schema.GroupResource, example runtime
 	opts.StorageConfig = config
 	opts.ResourcePrefix = "/" + r.factory.ResourcePrefix(resource)
 	return opts, nil
+}
+
+// CustomResources is the registry as upstream's handler of custom resources asks it.
+func (r *Registry) CustomResources() generic.RESTOptionsGetter { return customGetter{r} }
+
+// customGetter gives the storage of custom resources: plain JSON under the key prefix that upstream uses.
+type customGetter struct{ registry *Registry }
+
+// GetRESTOptions implements generic.RESTOptionsGetter.
+func (g customGetter) GetRESTOptions(resource schema.GroupResource, _ runtime.Object) (generic.RESTOptions, error) {
+	config := storagebackend.NewDefaultConfig(KeyRoot, unstructured.UnstructuredJSONScheme)
+	return generic.RESTOptions{
+		StorageConfig:           config.ForResource(resource),
+		Decorator:               g.registry.decorate,
+		EnableGarbageCollection: true,
+		DeleteCollectionWorkers: 1,
+		ResourcePrefix:          "/" + resource.Group + "/" + resource.Resource,
+	}, nil
 }
 
 func isUnstructured(example runtime.Object) bool {

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	flowcontrolbootstrap "k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
@@ -132,10 +133,12 @@ func (b *bootstrap) policy(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(bootstrapWriters)
 	roles := append(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()...)
+	roles = append(roles, nodeNetworkRole())
 	for i := range roles {
 		g.Go(func() error { return b.role(ctx, reconciliation.ClusterRoleRuleOwner{ClusterRole: &roles[i]}) })
 	}
 	bindings := append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...)
+	bindings = append(bindings, nodeNetworkBinding())
 	for i := range bindings {
 		g.Go(func() error {
 			return b.binding(ctx, reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &bindings[i]})
@@ -152,6 +155,29 @@ func (b *bootstrap) policy(ctx context.Context) error {
 		}
 	}
 	return g.Wait()
+}
+
+// nodeNetworkName names the role by which agents, which are service proxy and DNS server too, see what these need.
+const nodeNetworkName = "knarr:node-network"
+
+func nodeNetworkRole() rbacv1.ClusterRole {
+	read := []string{"get", "list", "watch"}
+	return rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: nodeNetworkName, Labels: map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"}},
+		Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Resources: []string{"services", "nodes", "namespaces"}, Verbs: read},
+			{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: read},
+			{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"servicecidrs", "networkpolicies"}, Verbs: read},
+		},
+	}
+}
+
+func nodeNetworkBinding() rbacv1.ClusterRoleBinding {
+	return rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: nodeNetworkName, Labels: map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"}},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: nodeNetworkName},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: user.NodesGroup}},
+	}
 }
 
 func (b *bootstrap) role(ctx context.Context, role reconciliation.RuleOwner) error {

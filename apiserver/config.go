@@ -69,6 +69,8 @@ type Config struct {
 	ServiceCIDR      net.IPNet
 	NodePorts        PortRange
 	Domain           string
+	// Front wraps what connections from outside reach, before authentication; optional.
+	Front func(http.Handler) http.Handler
 	// ClusterDNS is the address of the cluster's DNS service.
 	ClusterDNS net.IP
 }

@@ -55,7 +55,7 @@ func newCustomResources(c *Config, client crdclient.Interface, admit admission.I
 	informer := c.ExtensionInformers.Apiextensions().V1().CustomResourceDefinitions()
 	establishing := establish.NewEstablishingController(informer, client.ApiextensionsV1())
 	// The two nil arguments answer discovery requests, which never reach this handler: route.go asks customResources.
-	h, err := apiextensionsserver.NewCustomResourceDefinitionHandler(nil, nil, informer, http.NotFoundHandler(), c.Registry, admit, establishing,
+	h, err := apiextensionsserver.NewCustomResourceDefinitionHandler(nil, nil, informer, http.NotFoundHandler(), c.Registry.CustomResources(), admit, establishing,
 		services, webhooks, 1, authz, RequestTimeout, MinWatchTimeout, nil, MaxRequestBodyBytes)
 	if err != nil {
 		return nil, err

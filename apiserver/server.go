@@ -264,8 +264,12 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.C
 	config = config.Clone()
 	config.ClientAuth = tls.RequestClientCert
 	config.NextProtos = []string{"h2", "http/1.1"}
+	handler := s.handler
+	if s.config.Front != nil {
+		handler = s.config.Front(handler)
+	}
 	server := &http.Server{
-		Handler:           s.handler,
+		Handler:           handler,
 		TLSConfig:         config,
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,

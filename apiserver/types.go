@@ -1,6 +1,8 @@
 package apiserver
 
 import (
+	"strings"
+
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/managedfields"
@@ -26,8 +28,16 @@ func (l *lazyTypes) ObjectToTyped(obj runtime.Object, opts ...typed.ValidationOp
 	if err != nil {
 		return nil, err
 	}
-	return types.ObjectToTyped(obj, opts...)
+	value, err := types.ObjectToTyped(obj, opts...)
+	if err != nil && strings.Contains(err.Error(), unknownType) {
+		// Kinds that are never stored (reviews) are not in the schema; their shape is all that is known of them.
+		return managedfields.NewDeducedTypeConverter().ObjectToTyped(obj, opts...)
+	}
+	return value, err
 }
+
+// unknownType is how structured-merge-diff says that a schema lacks a type.
+const unknownType = "no type found matching"
 
 // TypedToObject implements managedfields.TypeConverter.
 func (l *lazyTypes) TypedToObject(value *typed.TypedValue) (runtime.Object, error) {

@@ -17,13 +17,18 @@ import (
 	"time"
 
 	apiextensionsinformers "k8s.io/apiextensions-apiserver/pkg/client/informers/externalversions"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/informers"
+	"k8s.io/client-go/rest"
 	aggregatorinformers "k8s.io/kube-aggregator/pkg/client/informers/externalversions"
 
 	"knarr/api"
 	"knarr/apiserver"
 	"knarr/cli"
 	"knarr/client"
+	"knarr/control"
+	"knarr/scheduler"
 	"knarr/store"
 	"knarr/store/pebble"
 	"knarr/system/pki"
@@ -36,6 +41,8 @@ const (
 	debugEnv = "KNARR_DEBUG"
 	// dialTimeout bounds connecting to agents, pods and services.
 	dialTimeout = 10 * time.Second
+	// A connection to the API that is silent for readIdleTimeout is asked for a sign of life, and given up after pingTimeout.
+	readIdleTimeout, pingTimeout = 30 * time.Second, 15 * time.Second
 	// Service node ports, as upstream's default.
 	firstNodePort, lastNodePort = 30000, 32767
 )
@@ -58,9 +65,11 @@ type controlPlane struct {
 	handler   lateHandler
 
 	informers    informers.SharedInformerFactory
+	pods         informers.SharedInformerFactory // those of the own node; nil without an agent
 	extensions   apiextensionsinformers.SharedInformerFactory
 	aggregations aggregatorinformers.SharedInformerFactory
 	api          *apiserver.Server
+	node         *node // nil without an agent
 	log          *slog.Logger
 }
 
@@ -94,6 +103,9 @@ func (s *System) RunServer(ctx context.Context, config cli.ServerConfig) error {
 	}
 	p.start(g, listener)
 	err = g.wait()
+	if p.node != nil {
+		err = errors.Join(err, p.node.close(ctx))
+	}
 	return errors.Join(err, p.store.Close())
 }
 
@@ -143,6 +155,12 @@ func newControlPlane(ctx context.Context, config cli.ServerConfig) (*controlPlan
 	}
 	h := p.api.Handler()
 	p.handler.handler.Store(&h)
+	if config.NoAgent {
+		return p, nil
+	}
+	if p.node, err = p.newNode(ctx); err != nil {
+		return nil, errors.Join(err, p.store.Close())
+	}
 	return p, nil
 }
 
@@ -190,6 +208,7 @@ func (p *controlPlane) apiConfig() apiserver.Config {
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // pods have no certificates that anybody could verify
 			IdleConnTimeout: time.Minute,
 		},
+		Front:            p.front,
 		AdvertiseAddress: p.advertised().AsSlice(),
 		Port:             p.config.Port,
 		ServiceCIDR:      net.IPNet{IP: p.config.ServiceCIDR.Masked().Addr().AsSlice(), Mask: net.CIDRMask(p.config.ServiceCIDR.Bits(), p.config.ServiceCIDR.Addr().BitLen())},
@@ -201,6 +220,12 @@ func (p *controlPlane) apiConfig() apiserver.Config {
 
 // start starts every part of the server role, in this order: informers, API, bootstrap, controllers, scheduler.
 func (p *controlPlane) start(g *group, listener net.Listener) {
+	if p.node != nil {
+		if err := p.node.start(g); err != nil {
+			g.fail(err)
+		}
+		p.pods.Start(g.ctx.Done())
+	}
 	p.informers.Start(g.ctx.Done())
 	p.extensions.Start(g.ctx.Done())
 	p.aggregations.Start(g.ctx.Done())
@@ -224,8 +249,80 @@ func (p *controlPlane) bootstrap(ctx context.Context, g *group) error {
 	g.run("certificates", func(ctx context.Context) error {
 		return p.authority.Maintain(ctx, cli.AdminKubeconfig(p.config.Dir), p.config.Name, url)
 	})
+	g.run("controllers", func(ctx context.Context) error { return control.Run(ctx, p.controlOptions()) })
+	g.run("scheduler", func(ctx context.Context) error { return scheduler.Run(ctx, p.schedulerOptions()) })
 	p.config.Ready()
 	return nil
+}
+
+// readers are the options of an informer factory of its own.
+func (p *controlPlane) readers() client.Options {
+	return client.Options{Tables: p.tables, Convert: api.Convert}
+}
+
+func (p *controlPlane) controlOptions() control.Options {
+	return control.Options{
+		Config:            func(u user.Info) *rest.Config { return client.Config(&p.handler, u) },
+		Informers:         client.NewFactory(p.readers()),
+		Metadata:          client.NewMetadataFactory(p.readers(), nil),
+		Changed:           p.tables.Changed,
+		PodCIDR:           p.config.PodCIDR,
+		ServiceCIDR:       p.config.ServiceCIDR,
+		RootCA:            p.authority.ServerCAPEM(),
+		ClientSigner:      signer(p.authority.ClientCAFile()),
+		ServingSigner:     signer(p.authority.ServerCAFile()),
+		ServiceAccountKey: p.authority.ServiceAccountKey(),
+	}
+}
+
+// signer is one of the authorities' files, which hold certificate and key.
+func signer(path string) control.KeyPair {
+	return control.KeyPair{CertFile: path, KeyFile: path}
+}
+
+func (p *controlPlane) schedulerOptions() scheduler.Options {
+	return scheduler.Options{
+		Config:    client.Config(&p.handler, client.User(scheduler.UserName, "system:authenticated")),
+		Informers: client.NewFactory(p.readers()),
+		Dynamic:   client.NewDynamicFactory(p.readers()),
+	}
+}
+
+// newNode makes the server's own node, whose agent reads from the store itself.
+func (p *controlPlane) newNode(ctx context.Context) (*node, error) {
+	c := &p.config
+	name, ip := c.NodeName, p.advertised()
+	mine := p.readers()
+	mine.Tweak = func(o *metav1.ListOptions) { o.FieldSelector = "spec.nodeName=" + name }
+	p.pods = client.NewFactory(mine)
+	return newNode(ctx, nodeConfig{
+		cluster: p.clusterInfo(), clusterName: c.Name, dir: c.Dir, name: name, ip: ip, port: c.KubeletPort, shim: c.ShimPath,
+		client:    client.Config(&p.handler, client.User(pki.NodeUserPrefix+name, pki.NodeGroup, "system:authenticated")),
+		informers: p.informers, pods: p.pods.Core().V1().Pods().Informer(),
+		serving:    p.authority.NodeServingTLS(name, func() []string { return []string{ip.String()} }),
+		registered: func() {}, log: p.log,
+	})
+}
+
+func (p *controlPlane) clusterInfo() clusterInfo {
+	c := &p.config
+	return clusterInfo{PodCIDR: c.PodCIDR, ServiceCIDR: c.ServiceCIDR, NodeCIDR: c.NodeCIDR, ClusterDNS: c.ClusterDNS, Domain: c.Domain}
+}
+
+// front answers what comes before authentication: nodes that join.
+func (p *controlPlane) front(next http.Handler) http.Handler {
+	join, err := p.authority.JoinHandler(p.clusterInfo())
+	if err != nil {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		switch req.URL.Path {
+		case pki.CAPath, pki.JoinPath:
+			join.ServeHTTP(w, req)
+		default:
+			next.ServeHTTP(w, req)
+		}
+	})
 }
 
 func localAddress(bind netip.Addr) string {

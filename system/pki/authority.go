@@ -436,3 +436,9 @@ func fileCert(path string) (*x509.Certificate, error) {
 	}
 	return nil, nil
 }
+
+// ServerCAFile and ClientCAFile are the files of these authorities, each with certificate and key, for upstream's signers.
+func (a *Authority) ServerCAFile() string { return filepath.Join(a.dir, serverCAFile) }
+
+// ClientCAFile is described at ServerCAFile.
+func (a *Authority) ClientCAFile() string { return filepath.Join(a.dir, clientCAFile) }
