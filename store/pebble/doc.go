@@ -17,6 +17,12 @@
 // error, which it could not recover from. Meanwhile Commit refuses with *store.UnavailableError; what was under way completes when there is space
 // again, and is published then. Other errors of the disk stop all writes until a restart: acknowledged data is safe.
 //
+// Measured and dropped (on a busy machine with two processors, where equal runs differ by a factor of two): a second goroutine that waits for the sync while
+// the committer writes the next group (1, 8 and 32 writers: no difference beyond the noise, and a failing disk then meets a log in use); every
+// writer entering Pebble's commit pipeline itself, in revision order (one writer: no difference; 32 writers: 11 to 18 thousand
+// transactions per second against 8 to 13), because a writer that waits within Pebble cannot return when the disk is full, and the API
+// server in front needs more time per write than either.
+//
 // Nothing runs while nothing is written: no health-check tickers, and a compaction scheduler without Pebble's 100 ms tick.
 //
 // FORMAT.md describes the bytes on disk.
