@@ -61,8 +61,6 @@ type state struct {
 	health   *healthServers
 }
 
-const byService = "knarr.network/service" // name of the index from "namespace/service" to its slices
-
 // New registers with the informers. It touches nothing in the kernel: Run does.
 func New(opt Options) (*Proxy, error) {
 	if err := opt.validate(); err != nil {
@@ -97,10 +95,8 @@ func (p *Proxy) register() error {
 	services, nodes, cidrs := f.Core().V1().Services(), f.Core().V1().Nodes(), f.Networking().V1().ServiceCIDRs()
 	parts := f.Discovery().V1().EndpointSlices().Informer()
 	p.services, p.nodes, p.cidrs, p.slices = services.Lister(), nodes.Lister(), cidrs.Lister(), parts.GetIndexer()
-	if _, ok := p.slices.GetIndexers()[byService]; !ok {
-		if err := parts.AddIndexers(cache.Indexers{byService: indexByService}); err != nil {
-			return err
-		}
+	if err := network.AddSlicesByService(parts); err != nil {
+		return err
 	}
 	onNode := func(any) { p.change(func() { p.dirtyNode = true }) }
 	handlers := []struct {
@@ -151,18 +147,6 @@ func handler(changed func(any)) cache.ResourceEventHandler {
 func nodeChanged(a, b *v1.Node) bool {
 	return !slices.Equal(a.Spec.PodCIDRs, b.Spec.PodCIDRs) || !slices.Equal(a.Status.Addresses, b.Status.Addresses) ||
 		a.Labels[v1.LabelTopologyZone] != b.Labels[v1.LabelTopologyZone]
-}
-
-func indexByService(o any) ([]string, error) {
-	s, ok := o.(*discovery.EndpointSlice)
-	if !ok {
-		return nil, nil
-	}
-	name := s.Labels[discovery.LabelServiceName]
-	if name == "" {
-		return nil, nil
-	}
-	return []string{s.Namespace + "/" + name}, nil
 }
 
 // change runs fn under the lock and wakes Run.
@@ -400,7 +384,7 @@ func (p *Proxy) plan(s source, old *plan) *plan {
 		}
 		return p.planner.hostPorts(ports)
 	}
-	found, _ := p.slices.ByIndex(byService, s.namespace+"/"+s.name) // the index exists
+	found, _ := p.slices.ByIndex(network.SlicesByService, s.namespace+"/"+s.name) // the index exists
 	parts := make([]*discovery.EndpointSlice, 0, len(found))
 	for _, o := range found {
 		parts = append(parts, o.(*discovery.EndpointSlice))
