@@ -86,7 +86,7 @@ func newImages(t testing.TB) *busyboxImages {
 			t.Fatal(err)
 		}
 	}
-	for _, applet := range strings.Fields("sh cat echo sleep stty id dd tail head seq yes ps kill tty ls mount hostname nc httpd wget touch grep env mkdir pwd trap true false") {
+	for _, applet := range strings.Fields("sh cut cat echo sleep stty id dd tail head seq yes ps kill tty ls mount hostname nc httpd wget touch grep env mkdir pwd trap true false") {
 		if err := os.Symlink("busybox", filepath.Join(base, "bin", applet)); err != nil {
 			t.Fatal(err)
 		}
@@ -273,7 +273,7 @@ func (h *host) pod(change ...func(*runtimeapi.PodSandboxConfig)) *pod {
 		Hostname: "web", LogDirectory: logs,
 		DnsConfig: &runtimeapi.DNSConfig{Servers: []string{"10.43.0.10"}, Searches: []string{"svc.cluster.local"}, Options: []string{"ndots:5"}},
 		Labels:    map[string]string{"app": "web"},
-		Linux:     &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{}},
+		Linux:     &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: ownPID()}},
 	}
 	for _, f := range change {
 		f(config)
@@ -294,7 +294,7 @@ func (p *pod) create(script string, change ...func(*runtimeapi.ContainerConfig))
 		Command: []string{"/bin/sh", "-c", script}, LogPath: name + ".log", Labels: map[string]string{"name": name},
 		Linux: &runtimeapi.LinuxContainerConfig{
 			Resources:       &runtimeapi.LinuxContainerResources{},
-			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Seccomp: &runtimeapi.SecurityProfile{}},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Seccomp: &runtimeapi.SecurityProfile{}, NamespaceOptions: ownPID()},
 		},
 	}
 	for _, f := range change {
@@ -384,6 +384,49 @@ func (h *host) logOf(id string) string {
 	return b.String()
 }
 
+// ownPID is what kubelet asks for normally: CRI's zero value shares the PID
+// namespace of the pod.
+func ownPID() *runtimeapi.NamespaceOption {
+	return &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
+}
+
 type nopCloser struct{ io.Writer }
 
 func (nopCloser) Close() error { return nil }
+
+// awaitLog waits until a container's log is want.
+func (h *host) awaitLog(id, want string) {
+	h.t.Helper()
+	path := h.status(id).LogPath
+	got := ""
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		if got = h.logOf(id); got == want {
+			return
+		}
+	}
+	h.t.Fatalf("log %q, want %q", got, want)
+}
+
+func (h *host) cgroup2() bool {
+	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil
+}
+
+// cgroupFile reads a file of the container's cgroup in whichever hierarchy has it.
+func (h *host) cgroupFile(id, name string) string {
+	h.t.Helper()
+	resp, err := h.ContainerStatus(h.ctx, id, true)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	found, _ := filepath.Glob("/sys/fs/cgroup/*" + resp.Info["cgroup"] + "/" + name)
+	found = append(found, "/sys/fs/cgroup"+resp.Info["cgroup"]+"/"+name)
+	data, err := os.ReadFile(found[0])
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return string(data)
+}

@@ -166,12 +166,18 @@ func loopbackUp() error {
 }
 
 // onOwnThread runs f on a thread that ends with it, so that what f changes of
-// the thread stays there.
+// the thread stays there. The process's first thread never ends, and
+// /proc/self shows its namespaces: it is never used.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
-		done <- f()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			done <- onOwnThread(f) // on another thread, for this one is taken
+			return
+		}
+		done <- f() // never unlocked: the thread ends with the goroutine
 	}()
 	return <-done
 }

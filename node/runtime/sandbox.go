@@ -281,7 +281,6 @@ func (r *Runtime) startPause(ctx context.Context, s *sandbox) (int, error) {
 		},
 	}
 	spec.Linux.Namespaces = append(s.namespaces(), specs.LinuxNamespace{Type: specs.PIDNamespace})
-	s.mapUsers(spec)
 	st, _, err := r.shim.Run(ctx, pauseOfSandbox(s.id), &shim.StartRequest{Spec: spec, Pause: true})
 	if err != nil {
 		return 0, fmt.Errorf("start the pause process: %w", err)
@@ -302,7 +301,7 @@ func (s *sandbox) namespaces() []specs.LinuxNamespace {
 	if opts.GetIpc() != runtimeapi.NamespaceMode_NODE {
 		list = append(list, specs.LinuxNamespace{Type: specs.IPCNamespace, Path: s.nsPath("ipc")})
 	}
-	if s.rec.UserNS {
+	if s.rec.UserNS { // libcontainer takes the mapping from the namespace
 		list = append(list, specs.LinuxNamespace{Type: specs.UserNamespace, Path: s.nsPath("user")})
 	}
 	return list

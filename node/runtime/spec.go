@@ -55,7 +55,6 @@ func (r *Runtime) spec(s *sandbox, c *container, img image.Image) (*specs.Spec, 
 	if r.feats.cgroup2 && !sc.GetPrivileged() {
 		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
-	s.mapUsers(spec)
 	if err := r.addMounts(spec, s, c); err != nil {
 		return nil, err
 	}
@@ -160,16 +159,6 @@ func (r *Runtime) joinPID(spec *specs.Spec, s *sandbox, c *container) error {
 	}
 	spec.Linux.Namespaces = append(spec.Linux.Namespaces, ns)
 	return nil
-}
-
-// mapUsers enters the mapping of the sandbox's user namespace.
-func (s *sandbox) mapUsers(spec *specs.Spec) {
-	if !s.rec.UserNS {
-		return
-	}
-	userns := s.options().GetUsernsOptions()
-	spec.Linux.UIDMappings = ociMappings(userns.GetUids())
-	spec.Linux.GIDMappings = ociMappings(userns.GetGids())
 }
 
 func ociMappings(in []*runtimeapi.IDMapping) []specs.LinuxIDMapping {

@@ -113,9 +113,26 @@ func takeStreams(p *libcontainer.Process, r *request) (func(), error) {
 			}
 		}
 		files = append(files, f)
+		// A client's pipe may be in non-blocking mode, which programs do not expect.
+		if err := setBlocking(f); err != nil {
+			closeAll()
+			return nil, err
+		}
 	}
 	p.Stdin, p.Stdout, p.Stderr = files[0], files[1], files[2]
 	return closeAll, nil
+}
+
+func setBlocking(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := raw.Control(func(fd uintptr) { serr = unix.SetNonblock(int(fd), false) }); err != nil {
+		return err
+	}
+	return serr
 }
 
 func (c *container) finishExec(r *request, p *libcontainer.Process, pid int, pidfd, master *os.File) error {

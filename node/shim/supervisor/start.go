@@ -110,7 +110,11 @@ func (c *container) launch(req *shim.StartRequest) error {
 	return nil
 }
 
+// run turns the specification into a running process. From the translation on
+// libcontainer may start helpers that it waits for itself.
 func (c *container) run(spec *specs.Spec, io *stdio) error {
+	end := c.sup.reaper.begin()
+	defer end()
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: c.id, Spec: spec, NoNewKeyring: true})
 	if err != nil {
 		return shim.Errorf(shim.CodeStart, "container specification: %v", err)
@@ -128,9 +132,6 @@ func (c *container) run(spec *specs.Spec, io *stdio) error {
 	}
 	process.Init = true
 	io.attachTo(process)
-
-	end := c.sup.reaper.begin()
-	defer end()
 	if err := ct.Run(process); err != nil {
 		_ = ct.Destroy()
 		return shim.Errorf(shim.CodeStart, "%v", err)
