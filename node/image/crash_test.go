@@ -11,11 +11,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 )
 
@@ -186,8 +188,9 @@ func expectations(said []string) (tags map[int]int, rootfs map[string]bool) {
 // and the root file systems of containers.
 func verifyNoLeftovers(t *testing.T, s *Store, list []Image) {
 	t.Helper()
-	ctx, err := s.begin(t.Context()) // waits for the recovery, as all writes do
+	ctx, end, err := s.begin(t.Context()) // waits for the recovery, as all writes do
 	require.NoError(t, err)
+	defer end()
 	known := 0
 	require.NoError(t, s.snap.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		known++
@@ -209,4 +212,45 @@ func verifyNoLeftovers(t *testing.T, s *Store, list []Image) {
 		want++
 	}
 	require.Equal(t, want, blobs)
+}
+
+// TestCloseDuringWork closes a store under imports and removals: they fail or end, and the store is whole afterwards.
+func TestCloseDuringWork(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "images")
+	s := openStore(t, Options{Root: root})
+	archives := [][]byte{crashArchive(t, 0, 0), crashArchive(t, 1, 1)}
+	for range 5 {
+		var wg sync.WaitGroup
+		begun := make(chan struct{}, len(archives))
+		for _, a := range archives {
+			wg.Go(func() {
+				begun <- struct{}{}
+				for n := 0; ; n++ {
+					if _, err := s.Import(context.Background(), bytes.NewReader(a)); err != nil {
+						return
+					}
+					if _, err := s.NewRootfs(context.Background(), fmt.Sprintf("%p%d", a, n), "c:0"); err != nil && !errdefs.IsNotFound(err) {
+						return
+					}
+				}
+			})
+		}
+		for range archives {
+			<-begun
+		}
+		_, err := s.List(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, s.Close())
+		wg.Wait()
+		s = openStore(t, Options{Root: root})
+		require.False(t, s.unclean)
+		left, err := s.leases.List(s.background())
+		require.NoError(t, err)
+		require.Empty(t, left, "leases")
+		ids, err := s.Rootfs(t.Context())
+		require.NoError(t, err)
+		for _, id := range ids {
+			require.NoError(t, s.RemoveRootfs(t.Context(), id))
+		}
+	}
 }

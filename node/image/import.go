@@ -40,10 +40,11 @@ func (s *Store) Import(ctx context.Context, r io.Reader, names ...string) ([]Ima
 		}
 		full = append(full, f)
 	}
-	ctx, err := s.begin(ctx)
+	ctx, end, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer end()
 	ctx, done, err := s.withLease(ctx)
 	if err != nil {
 		return nil, err

@@ -38,7 +38,7 @@ type Image struct {
 	Pinned bool
 	// Created is the time of the build as the image says it; zero where it does not.
 	Created time.Time
-	// Added is the time at which the oldest of its names was stored on this node.
+	// Added is when one of its names was last stored on this node: the last import or pull.
 	Added time.Time
 }
 
@@ -127,7 +127,7 @@ func (x *index) put(im images.Image, d *details) {
 		x.names, x.ids = map[string]record{}, map[string]*details{}
 	}
 	old, moved := x.names[im.Name]
-	x.names[im.Name] = record{id: d.id, target: im.Target, pinned: im.Labels[pinnedLabel] != "", added: im.CreatedAt}
+	x.names[im.Name] = record{id: d.id, target: im.Target, pinned: im.Labels[pinnedLabel] != "", added: im.UpdatedAt}
 	if x.ids[d.id] == nil {
 		x.ids[d.id] = d
 	}
@@ -225,7 +225,7 @@ func (x *index) imageLocked(d *details) Image {
 			continue
 		}
 		im.Pinned = im.Pinned || r.pinned
-		if im.Added.IsZero() || r.added.Before(im.Added) {
+		if r.added.After(im.Added) {
 			im.Added = r.added
 		}
 		if repo := repository(name); repo != "" {

@@ -32,10 +32,11 @@ func (s *Store) Tag(ctx context.Context, ref, name string) error {
 	if err != nil {
 		return err
 	}
-	ctx, err = s.begin(ctx)
+	ctx, end, err := s.begin(ctx)
 	if err != nil {
 		return err
 	}
+	defer end()
 	s.naming.Lock()
 	defer s.naming.Unlock()
 	d, found, err := s.index.find(ref)
@@ -67,10 +68,11 @@ func (s *Store) name(ctx context.Context, full string, target ocispec.Descriptor
 // layers that no other image and no container uses; their disk space is free on return. A container that runs from the
 // image keeps its root file system.
 func (s *Store) Remove(ctx context.Context, ref string) error {
-	ctx, err := s.begin(ctx)
+	ctx, end, err := s.begin(ctx)
 	if err != nil {
 		return err
 	}
+	defer end()
 	s.naming.Lock()
 	defer s.naming.Unlock()
 	d, name, err := s.index.find(ref)
@@ -111,9 +113,11 @@ func (s *Store) removeNames(ctx context.Context, names []string) error {
 // that was added first before others. Images that are pinned, or for which inUse(id) is true, stay. It returns the sum
 // of the sizes of the removed images; layers that others share make what is freed less than that.
 func (s *Store) GC(ctx context.Context, inUse func(id string) bool, target int64) (freed int64, err error) {
-	if ctx, err = s.begin(ctx); err != nil {
+	ctx, end, err := s.begin(ctx)
+	if err != nil {
 		return 0, err
 	}
+	defer end()
 	s.naming.Lock()
 	defer s.naming.Unlock()
 	var errs []error

@@ -45,12 +45,18 @@ func (s *Store) Pull(ctx context.Context, ref string, auth Auth, progress func(P
 		return Image{}, err
 	}
 	d, err := s.pulls.do(ctx, full+"\x00"+auth.fingerprint(), progress, func(ctx context.Context, report func(Progress)) (*details, error) {
-		ctx, err := s.begin(ctx)
+		ctx, end, err := s.begin(ctx)
 		if err != nil {
 			return nil, err
 		}
+		defer end()
 		return s.pull(ctx, full, auth, report)
 	})
+	if errors.Is(err, ErrUnreachable) && s.opts.ImportedWhenUnreachable {
+		if im, findErr := s.Resolve(ctx, full); findErr == nil && im.Pinned {
+			return im, nil
+		}
+	}
 	if err != nil {
 		return Image{}, fmt.Errorf("failed to pull and unpack image %q: %w", full, err)
 	}

@@ -286,6 +286,20 @@ func deadResolver(t testing.TB) *net.Resolver {
 	}}
 }
 
+func TestPullImportedWhenUnreachable(t *testing.T) {
+	r := newRegistry(t, false)
+	s := openStore(t, Options{Resolver: deadResolver(t), ImportedWhenUnreachable: true})
+	id := importNoise(t, s, "loaded.invalid/a:latest", 1, 1000)
+	im, err := s.Pull(t.Context(), "loaded.invalid/a", Auth{}, nil)
+	require.NoError(t, err)
+	require.Equal(t, id, im.ID)
+	_, err = s.Pull(t.Context(), "loaded.invalid/b", Auth{}, nil)
+	require.ErrorIs(t, err, ErrUnreachable)
+	importNoise(t, s, r.host+"/a:1", 1, 1000)
+	_, err = s.Pull(t.Context(), r.host+"/a:1", Auth{}, nil)
+	require.True(t, errdefs.IsNotFound(err), "a registry that answers rules: %v", err)
+}
+
 func TestPullBrokenBlob(t *testing.T) {
 	r := newRegistry(t, false)
 	img := small(t, 5)

@@ -38,10 +38,11 @@ func (s *Store) newSnapshot(ctx context.Context, prefix, id, ref string, create 
 	if id == "" {
 		return nil, fmt.Errorf("root file system without an ID: %w", errdefs.ErrInvalidArgument)
 	}
-	ctx, err := s.begin(ctx)
+	ctx, end, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer end()
 	key := prefix + id
 	if err := s.keys.Lock(ctx, key); err != nil {
 		return nil, err
@@ -95,10 +96,11 @@ func (s *Store) RemoveView(ctx context.Context, id string) error {
 }
 
 func (s *Store) removeSnapshot(ctx context.Context, key string) error {
-	ctx, err := s.begin(ctx)
+	ctx, end, err := s.begin(ctx)
 	if err != nil {
 		return err
 	}
+	defer end()
 	err = s.snap.Remove(ctx, key)
 	if errdefs.IsNotFound(err) {
 		return nil

@@ -210,6 +210,26 @@ func TestLostSnapshotsAreUnpackedAgain(t *testing.T) {
 	withRootfs(t, s, "c", "a:1", func(dir string) { require.FileExists(t, filepath.Join(dir, "data")) })
 }
 
+// TestDiskFull fills the file system of a store during an import.
+func TestDiskFull(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=12m"))
+	defer func() { require.NoError(t, unix.Unmount(dir, 0)) }()
+	s := openStore(t, Options{Root: filepath.Join(dir, "images")})
+	defer s.Close()
+	importNoise(t, s, "small:1", 1, 100_000)
+	for _, size := range []int{6 << 20, 20 << 20} { // too large unpacked, too large packed
+		img := imageOf(t, layerOf(t, file{"data", noise(2, size), 0o644}))
+		_, err := s.Import(t.Context(), bytes.NewReader(dockerSave(t, img, "large:1")))
+		require.ErrorIs(t, err, unix.ENOSPC)
+		_, err = s.Resolve(t.Context(), "large:1")
+		require.True(t, errdefs.IsNotFound(err))
+	}
+	withRootfs(t, s, "c", "small:1", func(dir string) { require.FileExists(t, filepath.Join(dir, "data")) })
+	require.Less(t, storeUse(t, s), int64(300_000), "nothing of the failed imports stays")
+	importNoise(t, s, "small:2", 3, 3_000_000)
+}
+
 func TestOpenTwice(t *testing.T) {
 	s := openStore(t, Options{})
 	_, err := Open(t.Context(), Options{Root: s.Root()})

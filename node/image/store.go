@@ -52,6 +52,9 @@ type Options struct {
 	Registries RegistryConfig
 	// Resolver looks up registries. Nil: that of the system.
 	Resolver *net.Resolver
+	// ImportedWhenUnreachable makes Pull answer with the imported image of that name when its registry cannot be reached,
+	// so that imagePullPolicy Always (and a tag "latest") works for loaded images on a machine without a network.
+	ImportedWhenUnreachable bool
 	// ForceNative makes a new store use full copies in place of overlay mounts. A store that exists keeps its kind.
 	ForceNative bool
 }
@@ -69,6 +72,7 @@ type Store struct {
 	backing snapshots.Snapshotter // below db
 	kind    string                // "overlayfs" or "native"
 	content content.Store         // through db
+	opened  bool                  // Open succeeded: Close is a clean stop
 	unclean bool                  // the last process that had the store open did not close it
 	images  images.Store
 	leases  leases.Manager
@@ -80,11 +84,13 @@ type Store struct {
 	keys    keyedMutex // one unpack per layer chain, one download per blob
 	pulls   flightGroup
 
-	// background work (recovery after an unclean stop) ends before Close returns.
-	ctx       context.Context
+	ctx       context.Context // ends with Close, and with it the calls that write
 	cancel    context.CancelFunc
-	wg        sync.WaitGroup
-	recovered chan struct{} // closed when that is done; whatever writes waits for it
+	recovered chan struct{} // closed when the remains of a killed process are gone; whatever writes waits for it
+
+	closing sync.Mutex
+	closed  bool           // guarded by closing
+	wg      sync.WaitGroup // calls that write, and recovery; Add under closing
 }
 
 // Open opens the store in o.Root, creating it where it does not exist. It fails with "in use by another process" when
@@ -103,6 +109,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.cancel()
 		return nil, fmt.Errorf("image store %s: %w", o.Root, err)
 	}
+	s.opened = true
 	return s, nil
 }
 
@@ -261,13 +268,20 @@ func (s *Store) markRunning(ctx context.Context) error {
 	return f.Close()
 }
 
-// Close ends background work and closes the databases. Calls that are under way fail.
+// Close ends the calls that write, waits for them (an Import until its reader returns), and closes the databases. Later
+// calls fail. A second Close does nothing.
 func (s *Store) Close() error {
+	s.closing.Lock()
+	again := s.closed
+	s.closed = true
+	s.closing.Unlock()
+	if again {
+		return nil
+	}
 	s.cancel()
 	s.pulls.close()
 	s.wg.Wait()
-	err := s.closeFiles()
-	return err
+	return s.closeFiles()
 }
 
 func (s *Store) closeFiles() error {
@@ -279,7 +293,7 @@ func (s *Store) closeFiles() error {
 		errs = append(errs, s.bdb.Close())
 	}
 	if s.lock != nil {
-		if s.db != nil {
+		if s.opened {
 			errs = append(errs, os.Remove(s.path("running")))
 		}
 		errs = append(errs, s.lock.Close())
@@ -298,13 +312,29 @@ func (s *Store) scope(ctx context.Context) context.Context {
 	return log.WithLogger(namespaces.WithNamespace(ctx, namespace), quietLog())
 }
 
-// begin is scope for what writes: the remains of a killed process must be gone first, as they could be in the way.
-func (s *Store) begin(ctx context.Context) (context.Context, error) {
+// begin is scope for calls that write: the remains of a killed process must be gone first, as they could be in the way,
+// and Close waits until end is called.
+func (s *Store) begin(ctx context.Context) (_ context.Context, end func(), err error) {
+	s.closing.Lock()
+	if s.closed {
+		s.closing.Unlock()
+		return nil, nil, errClosed
+	}
+	s.wg.Add(1)
+	s.closing.Unlock()
+	ctx, cancel := context.WithCancelCause(s.scope(ctx))
+	stop := context.AfterFunc(s.ctx, func() { cancel(errClosed) })
+	end = func() {
+		stop()
+		cancel(nil)
+		s.wg.Done()
+	}
 	select {
 	case <-s.recovered:
-		return s.scope(ctx), nil
+		return ctx, end, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		end()
+		return nil, nil, context.Cause(ctx)
 	}
 }
 
