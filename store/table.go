@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/tidwall/btree"
@@ -100,6 +101,13 @@ func (t *Table) AddIndex(name string, fn func(*Record) []string) error {
 	return nil
 }
 
+// DropIndex forgets an index; nothing happens when there is none of that name.
+func (t *Table) DropIndex(name string) {
+	t.store.mu.Lock()
+	defer t.store.mu.Unlock()
+	delete(t.indexes, name)
+}
+
 // ByIndex returns the records that have the value in the index, in no particular order, in a slice of the caller's own; nil when there is
 // none, or no such index.
 func (t *Table) ByIndex(name, value string) []*Record {
@@ -140,8 +148,15 @@ type index struct {
 
 // replace moves a key from the values of prev to those of next; nil stands for absent.
 func (ix *index) replace(prev, next *Record) {
+	var old, now []string
 	if prev != nil {
-		for _, v := range ix.fn(prev) {
+		old = ix.fn(prev)
+	}
+	if next != nil {
+		now = ix.fn(next)
+	}
+	if !slices.Equal(old, now) {
+		for _, v := range old {
 			set := ix.byValue[v]
 			delete(set, prev.Key)
 			if len(set) == 0 {
@@ -149,10 +164,7 @@ func (ix *index) replace(prev, next *Record) {
 			}
 		}
 	}
-	if next == nil {
-		return
-	}
-	for _, v := range ix.fn(next) {
+	for _, v := range now {
 		set := ix.byValue[v]
 		if set == nil {
 			set = map[string]*Record{}

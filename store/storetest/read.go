@@ -177,6 +177,9 @@ func testIndexes(t *testing.T, f Factory) {
 	e.del(e.pods, "c")
 	equal(t, "all", show("all"), "a:blue")
 	equal(t, "values", values(), "all blue")
+	e.pods.DropIndex("content")
+	equal(t, "dropped index", len(e.pods.ByIndex("content", "all")), 0)
+	must(t, e.pods.AddIndex("content", func(r *store.Record) []string { return nil }))
 	equal(t, "no such index", len(e.pods.ByIndex("nope", "x"))+len(e.pods.IndexValues("nope")), 0)
 }
 
