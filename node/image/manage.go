@@ -110,7 +110,7 @@ func (s *Store) removeNames(ctx context.Context, names []string) error {
 }
 
 // GC removes images until their sizes add up to at least target bytes (0: one image is enough; negative: all), the one
-// that was added first before others. Images that are pinned, or for which inUse(id) is true, stay. It returns the sum
+// with the earliest Added first. Images that are pinned, or for which inUse(id) is true, stay. It returns the sum
 // of the sizes of the removed images; layers that others share make what is freed less than that.
 func (s *Store) GC(ctx context.Context, inUse func(id string) bool, target int64) (freed int64, err error) {
 	ctx, end, err := s.begin(ctx)
