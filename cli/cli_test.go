@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,7 +31,19 @@ func (noSystem) RunAgent(_ context.Context, c AgentConfig) error {
 	return fmt.Errorf("agent %s for %s was reached", c.NodeName, c.Server)
 }
 
+// TestMain runs the tests in a network namespace of their own, where no other cluster runs.
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) != "knarr" && os.Getenv("KNARR_CLI_TEST") == "" {
+		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+		cmd.Env = append(os.Environ(), "KNARR_CLI_TEST=inside")
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	testscript.Main(m, map[string]func(){
 		"knarr": func() { os.Exit(Execute(context.Background(), os.Args[1:], noSystem{})) },
 	})

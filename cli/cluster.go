@@ -130,6 +130,35 @@ func (c *cluster) hold() (*pidLock, error) {
 	return l, err
 }
 
+// neighbour names another cluster whose server runs in our network namespace, or nothing.
+func (c *cluster) neighbour() (string, error) {
+	entries, err := os.ReadDir(c.run)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	ours, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return "", err
+	}
+	for _, e := range entries {
+		dir, err := os.Readlink(filepath.Join(c.run, e.Name()))
+		if err != nil || e.Name() == c.name {
+			continue // a lock, or ourselves
+		}
+		pid, err := lockOwner((&cluster{dir: dir}).serverLock())
+		if err != nil {
+			return "", err
+		}
+		if theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); pid > 0 && err == nil && theirs == ours {
+			return e.Name(), nil
+		}
+	}
+	return "", nil
+}
+
 func (c *cluster) serverLock() string { return filepath.Join(ServerDir(c.dir), "server.lock") }
 func (c *cluster) serverLog() string  { return filepath.Join(ServerDir(c.dir), "server.log") }
 func (c *cluster) agentLock(node string) string {

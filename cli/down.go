@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"knarr/network/dns"
 	"knarr/network/nodens"
 	"knarr/network/pod"
+	"knarr/network/service"
 	"knarr/network/sysctl"
 )
 
@@ -101,7 +104,7 @@ func (c *cluster) tearDownGrace(ctx context.Context, purge bool, grace time.Dura
 	step("stopping agents and server", func() error { return stopProcesses(ctx, pids(procs, false), stopTimeout) })
 	step("stopping containers", func() error { return c.stopContainers(ctx, grace) })
 	step("stopping shims", func() error { return stopProcesses(ctx, pids(procs, true), stopTimeout) })
-	step("removing the network", func() error { return c.removeNetwork(r.NodeCIDR, nodes) })
+	step("removing the network", func() error { return c.removeNetwork(r, nodes) })
 	step("removing mounts", func() error { return errors.Join(unmountBelow(c.dir), unmountBelow(c.netDir())) })
 	step("removing cgroups", func() error { return removeCgroups(ctx, c.cgroups()) })
 	for _, n := range nodes {
@@ -130,16 +133,30 @@ func pids(procs []process, shims bool) []int {
 
 // removeNetwork takes away what the network packages made in this machine's own namespace; further nodes' namespaces go
 // as a whole.
-func (c *cluster) removeNetwork(nodeCIDR string, nodes []string) error {
-	errs := []error{nodens.Purge(c.netOptions(nodeCIDR))}
+func (c *cluster) removeNetwork(r record, nodes []string) error {
+	o := c.netOptions(r.NodeCIDR)
+	inside, err := nodens.List(o)
+	errs := []error{err}
+	apart := map[string]bool{}
+	for _, i := range inside {
+		apart[NodeName(c.name, i)] = true
+	}
+	other, err := c.neighbour()
+	errs = append(errs, err)
 	for _, n := range nodes {
-		if n != NodeName(c.name, 0) {
+		if apart[n] {
 			continue
 		}
-		errs = append(errs, pod.Purge(pod.Options{NodeName: n, Cluster: c.name, StateDir: PodNetworkDir(c.dir, n),
-			Sysctl: sysctl.Recorder{Dir: sysctl.DefaultDir, Owner: c.name}}))
+		settings := sysctl.Recorder{Dir: sysctl.DefaultDir, Owner: c.name}
+		errs = append(errs, pod.Purge(pod.Options{NodeName: n, Cluster: c.name, StateDir: PodNetworkDir(c.dir, n), Sysctl: settings}))
+		if other == "" { // the table of rules is the machine's, whichever cluster runs
+			errs = append(errs, service.Purge(service.Options{NodeName: n, Sysctl: settings}))
+			if address, err := netip.ParseAddr(r.ClusterDNS); err == nil {
+				errs = append(errs, dns.Purge(dns.Options{Addresses: []netip.Addr{address}}))
+			}
+		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, nodens.Purge(o))...)
 }
 
 // removeData deletes the cluster's directory. Whatever is still mounted below it is not the cluster's, and stays.

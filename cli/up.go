@@ -168,7 +168,7 @@ func (s *starter) start(ctx context.Context) error {
 		if err := s.notHealthy(ctx, alive); err != nil {
 			return err
 		}
-	} else if err := s.checkPorts(); err != nil {
+	} else if err := s.checkMachine(); err != nil {
 		return err
 	}
 	if err := s.prepareDir(); err != nil {
@@ -229,7 +229,7 @@ func (s *starter) alive() (map[string]bool, error) {
 type errHealthy struct{ name string }
 
 func (e errHealthy) Error() string {
-	return fmt.Sprintf("cluster %q is up already: `knarr status` shows it, `knarr down` stops it, --name makes another one beside it", e.name)
+	return fmt.Sprintf("cluster %q is up already: `knarr status` shows it, `knarr down` stops it", e.name)
 }
 
 // notHealthy is nil where something of a running cluster is missing.
@@ -249,7 +249,15 @@ func (s *starter) notHealthy(ctx context.Context, alive map[string]bool) error {
 	return nil
 }
 
-func (s *starter) checkPorts() error {
+// checkMachine says what keeps a server from running here.
+func (s *starter) checkMachine() error {
+	other, err := s.neighbour()
+	if err != nil {
+		return err
+	}
+	if other != "" {
+		return fmt.Errorf("cluster %q runs on this machine, and a machine's packet rules belong to one cluster at a time: `knarr down --name %s` first", other, other)
+	}
 	if err := checkPort(s.Bind, s.Port); err != nil {
 		return err
 	}
