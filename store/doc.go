@@ -14,6 +14,9 @@
 //   - A Watch is a cursor into its table's window of recent events; it has no queue and no goroutine. What falls out of the window before a
 //     watch has read it makes that watch Gone; never is there a gap or a repetition.
 //
+//   - Windows are memory: after a restart a watch of a Durable table goes on if nothing in the table changed after the revision it asks for,
+//     else it is Gone (a kube-apiserver that was restarted answers the same); a Lossy one goes on only after a clean stop.
+//
 // # Outline
 //
 // Txn clears the resourceVersion of each object, encodes it, and hands a Proposal to the Engine, which compares, assigns revisions,

@@ -39,7 +39,7 @@ type openCall struct {
 	err   error
 }
 
-// Open starts a store on an engine. Tables are opened one by one with OpenTable.
+// Open starts a store on an engine. Tables are opened one by one with OpenTable. When Open fails the engine is still the caller's to close.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.Engine == nil {
 		return nil, errors.New("store: Options.Engine is required")
