@@ -5,12 +5,16 @@
 //
 //   - There is one revision counter for the whole store. It only grows and never repeats, also across crashes. A revision is an object's
 //     resourceVersion. Failed transactions and unclean stops leave gaps.
+//
 //   - Records are immutable. Options.Debug finds who writes to one.
+//
 //   - Txn returns after the write is as safe as the table's Class says and after everybody can see it. Publication is in
 //     revision order, under one lock: trees, indexes, event windows and the expiry queue change together, then the revision
 //     becomes visible, then watches are woken. So whoever was told a revision finds everything up to it in every table and index.
+//
 //   - A Snapshot is a copy-on-write copy of a table's B-tree: taken in constant time, never changing, and never in the way of writers.
 //     While a table does not change, all callers get the same one.
+//
 //   - A Watch is a cursor into its table's window of recent events; it has no queue and no goroutine. What falls out of the window before a
 //     watch has read it makes that watch Gone; never is there a gap or a repetition.
 //
