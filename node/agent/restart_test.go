@@ -2,7 +2,7 @@ package agent_test
 
 import (
 	"context"
-	"encoding/json"
+	"strconv"
 	"testing"
 	"time"
 
@@ -17,12 +17,10 @@ func (n *node) pid(podName, container string) int {
 	n.t.Helper()
 	r, err := n.rt.ContainerStatus(context.Background(), n.containerID(podName, container), true)
 	require.NoError(n.t, err)
-	var info struct {
-		PID int `json:"pid"`
-	}
-	require.NoError(n.t, json.Unmarshal([]byte(r.Info["info"]), &info))
-	require.Positive(n.t, info.PID)
-	return info.PID
+	pid, err := strconv.Atoi(r.Info["pid"])
+	require.NoError(n.t, err)
+	require.Positive(n.t, pid)
+	return pid
 }
 
 // TestAgentRestart stops the agent and its runtime client, changes the world

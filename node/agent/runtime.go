@@ -105,7 +105,7 @@ func (a *Agent) removeDead(ctx context.Context, rs *kubecontainer.PodStatus) {
 			continue
 		}
 		a.probes.Forget(c.ID)
-		if err := a.runtime.DeleteContainer(ctx, c.ID); err != nil {
+		if err := a.runtime.DeleteContainer(ctx, c.ID); err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).Error(err, "Dead container not removed", "containerID", c.ID.String())
 		}
 	}
@@ -258,7 +258,7 @@ func (h helper) OnPodSandboxReady(ctx context.Context, pod *v1.Pod) error {
 	if w == nil {
 		return nil
 	}
-	_, _, err := w.report(ctx, pod, false)
+	_, _, err := w.report(ctx, pod)
 	return err
 }
 

@@ -273,7 +273,7 @@ func (w *worker) sync(ctx context.Context) (again time.Duration, ended bool) {
 	defer end()
 	pod, _ := w.current()
 	pod = w.a.allocated(pod)
-	rs, st, err := w.report(ctx, pod, false)
+	rs, st, err := w.report(ctx, pod)
 	if err != nil {
 		return w.failed(ctx, pod, err), false
 	}
@@ -295,7 +295,7 @@ func (w *worker) sync(ctx context.Context) (again time.Duration, ended bool) {
 		w.a.removeDead(ctx, rs)
 		return deadline, false
 	}
-	if _, st, err = w.report(ctx, pod, false); err == nil {
+	if _, st, err = w.report(ctx, pod); err == nil {
 		w.a.probes.Sync(pod, &st, false)
 	}
 	if err := result.Error(); err != nil {
@@ -391,22 +391,18 @@ const (
 )
 
 // report reads what the runtime knows and makes it the pod's status.
-func (w *worker) report(ctx context.Context, pod *v1.Pod, terminal bool) (*kubecontainer.PodStatus, v1.PodStatus, error) {
+func (w *worker) report(ctx context.Context, pod *v1.Pod) (*kubecontainer.PodStatus, v1.PodStatus, error) {
 	w.reportMu.Lock()
 	defer w.reportMu.Unlock()
 	rs, err := w.a.runtimeStatus(ctx, pod)
 	if err != nil {
 		return nil, v1.PodStatus{}, err
 	}
-	if !terminal {
-		w.a.resizeBefore(pod, rs)
-	}
-	if terminal && len(rs.IPs) == 0 {
-		rs.IPs = w.lastIPs // a stopped sandbox has none, the status keeps them
-	} else if len(rs.IPs) > 0 {
+	w.a.resizeBefore(pod, rs)
+	if len(rs.IPs) > 0 {
 		w.lastIPs = rs.IPs
 	}
-	return rs, w.keep(pod, rs, terminal), nil
+	return rs, w.keep(pod, rs, false), nil
 }
 
 // keep computes the status and hands it to the writer.
@@ -446,7 +442,7 @@ func (w *worker) stop(ctx context.Context) error {
 	kctx, end := w.begin(ctx)
 	defer end()
 	pod = w.a.allocated(pod)
-	rs, st, err := w.report(kctx, pod, false)
+	rs, st, err := w.report(kctx, pod)
 	if err != nil {
 		return err
 	}
@@ -460,7 +456,14 @@ func (w *worker) stop(ctx context.Context) error {
 		return fmt.Errorf("error killing pod: %w", err)
 	}
 	w.a.probes.Remove(pod)
-	rs, _, err = w.report(ctx, pod, true)
+	return w.stopped(ctx, pod)
+}
+
+// stopped reports how the containers of the pod ended.
+func (w *worker) stopped(ctx context.Context, pod *v1.Pod) error {
+	w.reportMu.Lock()
+	defer w.reportMu.Unlock()
+	rs, err := w.a.runtimeStatus(ctx, pod)
 	if err != nil {
 		return err
 	}
@@ -469,7 +472,11 @@ func (w *worker) stop(ctx context.Context) error {
 			return fmt.Errorf("container %s still runs after it was stopped", c.ID.String())
 		}
 	}
+	if len(rs.IPs) == 0 {
+		rs.IPs = w.lastIPs // a stopped sandbox has none, the status keeps them
+	}
 	w.setPhase(phaseStopped)
+	w.keep(pod, rs, true)
 	w.a.statuses.Kick(w.uid)
 	return nil
 }

@@ -198,7 +198,8 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("container %q not found in pod %q", container, pod.Name), http.StatusNotFound)
 		return
 	}
-	out := flushwriter.Wrap(w)
+	began := &watched{ResponseWriter: w}
+	out := flushwriter.Wrap(began)
 	var stdout, stderr io.Writer = out, out
 	switch *opts.Stream {
 	case v1.LogStreamStdout:
@@ -206,8 +207,31 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 	case v1.LogStreamStderr:
 		stdout = nil
 	}
-	if err := s.opts.Host.Logs(r.Context(), pod, container, opts, stdout, stderr); err != nil {
+	switch err := s.opts.Host.Logs(r.Context(), pod, container, opts, stdout, stderr); {
+	case err == nil || r.Context().Err() != nil:
+	case began.wrote:
+		_, _ = io.WriteString(w, err.Error()) // too late for a status code
+	default:
 		http.Error(w, err.Error(), http.StatusBadRequest)
+	}
+}
+
+// watched notes whether anything was written.
+type watched struct {
+	http.ResponseWriter
+	wrote bool
+}
+
+// Write notes and writes.
+func (w *watched) Write(b []byte) (int, error) {
+	w.wrote = true
+	return w.ResponseWriter.Write(b)
+}
+
+// Flush sends what is written.
+func (w *watched) Flush() {
+	if f, ok := w.ResponseWriter.(http.Flusher); ok {
+		f.Flush()
 	}
 }
 

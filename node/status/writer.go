@@ -123,13 +123,17 @@ func (w *Writer) Observe(pod *v1.Pod) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	e := w.pods[pod.UID]
-	if e == nil || !e.observe(pod) || e.version == 0 || e.sending {
+	if e == nil || !e.observe(pod) || e.version == 0 {
 		return
 	}
-	shown := pod.Status.DeepCopy()
-	normalize(pod, shown)
-	held := e.status
-	if !same(shown, &held) || (e.finished && pod.DeletionTimestamp != nil) {
+	again := e.finished && pod.DeletionTimestamp != nil // also while a write is under way: it may have missed it
+	if !again && !e.sending {
+		shown := pod.Status.DeepCopy()
+		normalize(pod, shown)
+		held := e.status
+		again = !same(shown, &held)
+	}
+	if again {
 		e.version++
 		w.kickLocked(pod.UID, e)
 	}
