@@ -33,7 +33,8 @@ const gcPercent = 50
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
-		libcontainer.Init() // does not return
+		debug.SetGCPercent(-1) // it lives for milliseconds
+		libcontainer.Init()    // does not return
 	}
 	dir := flag.String("dir", "", "state directory")
 	readyFD := flag.Int("ready-fd", 0, "descriptor that is told when the shim serves")
@@ -64,6 +65,11 @@ func run(dir string, ready *os.File, logger *log.Logger) error {
 		return err
 	}
 	debug.SetGCPercent(gcPercent)
+	// libcontainer gives this to a container's init and nothing else: it needs
+	// one processor. Our own number of processors was set at start.
+	if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
+		return err
+	}
 	logrus.SetLevel(logrus.WarnLevel)
 	if ready != nil {
 		unix.CloseOnExec(int(ready.Fd()))

@@ -138,6 +138,7 @@ type host struct {
 	cgroup string
 	images *busyboxImages
 	opts   runtime.Options
+	times  []time.Duration // of a benchmark's iterations
 	*runtime.Runtime
 }
 
