@@ -2,18 +2,15 @@ package control
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/quota/v1/generic"
 	"k8s.io/client-go/metadata"
 	"k8s.io/klog/v2"
 	pkgcontroller "k8s.io/kubernetes/pkg/controller"
 	"k8s.io/kubernetes/pkg/controller/garbagecollector"
-	namespacecontroller "k8s.io/kubernetes/pkg/controller/namespace"
 	"k8s.io/kubernetes/pkg/controller/resourcequota"
 	serviceaccountcontroller "k8s.io/kubernetes/pkg/controller/serviceaccount"
 	quotainstall "k8s.io/kubernetes/pkg/quota/v1/install"
@@ -34,28 +31,6 @@ func together(fs ...func(context.Context)) func(context.Context) {
 		wg.Wait()
 	}
 }
-
-// newNamespaceController differs from upstream's constructor in one thing: upstream ends the process when discovery has nothing to say.
-func newNamespaceController(ctx context.Context, s *scope) (func(context.Context), error) {
-	kube, err := s.client()
-	if err != nil {
-		return nil, err
-	}
-	meta, err := metadata.NewForConfig(s.config())
-	if err != nil {
-		return nil, err
-	}
-	discover := kube.Discovery().ServerPreferredNamespacedResources
-	if found, err := discover(); len(found) == 0 {
-		return nil, fmt.Errorf("the API serves no namespaced resources yet: %w", errors.Join(err, errNoResources))
-	}
-	c := namespacecontroller.NewNamespaceController(ctx, kube, meta, discover, s.informers.Core().V1().Namespaces(),
-		s.component.NamespaceController.NamespaceSyncPeriod.Duration, corev1.FinalizerKubernetes)
-	workers := int(s.component.NamespaceController.ConcurrentNamespaceSyncs)
-	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
-}
-
-var errNoResources = errors.New("discovery is empty")
 
 // newTokenController is upstream's, which its table of constructors cannot build.
 func newTokenController(ctx context.Context, s *scope) (func(context.Context), error) {

@@ -1,6 +1,8 @@
 package control
 
 import (
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
 )
@@ -36,7 +38,7 @@ func controllers() []controller {
 			outputs: list("configmaps")},
 		{name: names.ClusterRoleAggregationController, account: "clusterrole-aggregation-controller",
 			inputs: list("clusterroles.rbac.authorization.k8s.io"), outputs: list("clusterroles.rbac.authorization.k8s.io")},
-		{name: names.NamespaceController, account: "namespace-controller", inputs: list("namespaces"),
+		{name: names.NamespaceController, account: "namespace-controller", inputs: list("namespaces", "pods"),
 			outputs: list("namespaces/finalize", "namespaces/status", everything), build: newNamespaceController},
 		{name: names.ServiceAccountTokenController, inputs: list("serviceaccounts", "secrets"), outputs: list("secrets", "serviceaccounts"),
 			when: []trigger{secretOf(corev1.SecretTypeServiceAccountToken)}, build: newTokenController},
@@ -173,6 +175,15 @@ func notOurs() map[string]string {
 		names.StorageVersionGarbageCollectorController: "its feature gates are off by default upstream",
 		names.StorageVersionMigratorController:         "its feature gates are off by default upstream",
 	}
+}
+
+// Graph describes the dataflow of the table, one line for each controller: what it reads -> what it writes.
+func Graph() []string {
+	var out []string
+	for _, c := range controllers() {
+		out = append(out, c.name+": "+strings.Join(c.inputs, ", ")+" -> "+strings.Join(c.outputs, ", "))
+	}
+	return out
 }
 
 func list(s ...string) []string { return s }

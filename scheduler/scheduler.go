@@ -66,7 +66,9 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := awaitInformers(ctx, o, s); err != nil {
+	if err := awaitInformers(ctx, o, s); err != nil && ctx.Err() != nil {
+		return nil
+	} else if err != nil {
 		return fmt.Errorf("scheduler: wait for its informers: %w", err)
 	}
 	if o.Ready != nil {
