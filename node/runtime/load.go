@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 
 	"knarr/node/shim"
 )
@@ -37,7 +38,30 @@ func (r *Runtime) loadAll(ctx context.Context) error {
 	for id := range known {
 		r.dropStray(ctx, id)
 	}
-	r.settleSandboxes(ctx, list)
+	r.settleSandboxes(list)
+	return r.sweepRootfs(ctx)
+}
+
+// sweepRootfs removes root file systems that belong to no container.
+func (r *Runtime) sweepRootfs(ctx context.Context) error {
+	lister, ok := r.opts.Images.(rootfsLister)
+	if !ok {
+		return nil
+	}
+	ids, err := lister.Rootfs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		owner, _, _ := strings.Cut(id, "-"+volumePrefix)
+		if _, there := r.containers[owner]; there {
+			continue
+		}
+		r.log.Warn("removing a root file system that has no container", "id", id)
+		if err := r.opts.Images.RemoveRootfs(ctx, id); err != nil {
+			r.log.Warn("remove root file system", "id", id, "error", err)
+		}
+	}
 	return nil
 }
 
@@ -108,7 +132,7 @@ func (r *Runtime) loadContainer(id, dir string) error {
 
 // settleSandboxes marks those as not ready that were not finished, that a
 // restart of the machine took the namespaces from, or whose pause process ended.
-func (r *Runtime) settleSandboxes(ctx context.Context, list []shim.Status) {
+func (r *Runtime) settleSandboxes(list []shim.Status) {
 	running := map[string]bool{}
 	for _, st := range list {
 		running[st.ID] = st.State == shim.StateRunning

@@ -22,6 +22,16 @@ type Images interface {
 	RemoveRootfs(ctx context.Context, id string) error
 }
 
+var _ Images = (*image.Store)(nil)
+
+// rootfsLister is what an image store may have besides: the ids of all root
+// file systems, so that Open can remove those that a power loss left behind.
+type rootfsLister interface {
+	Rootfs(ctx context.Context) ([]string, error)
+}
+
+var _ rootfsLister = (*image.Store)(nil)
+
 // NetworkRequest names a sandbox to a Network.
 type NetworkRequest struct {
 	SandboxID    string

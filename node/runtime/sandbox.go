@@ -323,9 +323,18 @@ func (r *Runtime) stopSandbox(ctx context.Context, s *sandbox) error {
 	if rec.TornDown {
 		return nil
 	}
+	// From here on nothing starts in the sandbox; what is being started is waited
+	// for and killed.
+	if err := s.update(func(rec *sandboxRecord) { rec.Ready = false }); err != nil {
+		return err
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, c := range r.containersOf(s.id) {
-		g.Go(func() error { return r.kill(gctx, c) })
+		g.Go(func() error {
+			c.op.Lock()
+			defer c.op.Unlock()
+			return r.kill(gctx, c)
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("stop the containers of sandbox %s: %w", s.id, err)

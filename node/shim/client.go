@@ -292,10 +292,11 @@ const (
 	watchRetryMax = 2 * time.Second
 )
 
-// Watch tells w everything until ctx ends, over restarts of the shim.
+// Watch tells w everything until ctx ends or Shutdown was called, over restarts
+// of the shim.
 func (c *Client) Watch(ctx context.Context, w Watcher) {
 	pause := watchRetry
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !c.stopped.Load() {
 		if c.watchOnce(ctx, w) {
 			pause = watchRetry
 			continue
