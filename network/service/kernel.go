@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -211,6 +212,12 @@ func (k *kernel) existing() (chains []string, sets []string, err error) {
 		sets = append(sets, s.Name)
 	}
 	return chains, sets, nil
+}
+
+// intact says whether the live generation is still there.
+func (k *kernel) intact() (bool, error) {
+	chains, sets, err := k.existing()
+	return err == nil && slices.Contains(chains, "nat-prerouting"+k.gen) && slices.Contains(sets, setRef{setSvc, true}.name()+k.gen), err
 }
 
 // discard queues the deletion of chains and sets: rules first, because they hold the sets, then sets, because they hold the chains.

@@ -56,11 +56,10 @@ type binding struct {
 
 // plan is what one service, or the host ports of one pod, puts into the table. Plans are immutable.
 type plan struct {
-	lists      []list
-	bindings   []binding
-	clusterIPs []netip.Addr
-	hairpins   []netip.Addr // endpoints on this node
-	health     *healthCheck
+	lists    []list
+	bindings []binding
+	hairpins []netip.Addr // endpoints on this node
+	health   *healthCheck
 }
 
 // healthCheck is the answer of a healthCheckNodePort.
@@ -88,11 +87,6 @@ func (pl *planner) service(svc *v1.Service, parts []*discovery.EndpointSlice, ol
 	for i := range svc.Spec.Ports {
 		for _, ipv4 := range families(svc) {
 			b.port(&svc.Spec.Ports[i], ipv4, local)
-		}
-	}
-	for _, s := range svc.Spec.ClusterIPs {
-		if ip, err := netip.ParseAddr(s); err == nil && !pl.skip[ip] {
-			b.p.clusterIPs = append(b.p.clusterIPs, ip)
 		}
 	}
 	if needsHealthCheck(svc) {

@@ -41,6 +41,7 @@ type Proxy struct {
 	running   bool // Run makes passes
 	dirty     map[source]bool
 	dirtyNode bool // Nodes or ServiceCIDRs changed
+	suspect   bool // another process changed the ruleset
 	hostPorts map[string][]network.HostPort
 	waiters   []chan error // told about the next pass
 
@@ -181,6 +182,14 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if !cache.WaitFor(ctx, "", p.checkers...) {
 		return nil
 	}
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		if err := watchForeign(ctx, int(k.ns), func() { p.change(func() { p.suspect = true }) }); err != nil {
+			p.log.Warn("a flush of the ruleset by others will only be noticed with the next change", "err", err)
+		}
+	}()
+	defer func() { <-watching }()
 	p.change(func() { p.running = true; p.markAllLocked() })
 	defer p.release()
 	var retry <-chan time.Time
@@ -232,9 +241,12 @@ func (p *Proxy) markAllLocked() {
 // pass works on everything that changed since the last one.
 func (p *Proxy) pass(ctx context.Context) error {
 	p.mu.Lock()
-	dirty, dirtyNode, waiters := p.dirty, p.dirtyNode, p.waiters
-	p.dirty, p.dirtyNode, p.waiters = map[source]bool{}, false, nil
+	dirty, dirtyNode, suspect, waiters := p.dirty, p.dirtyNode, p.suspect, p.waiters
+	p.dirty, p.dirtyNode, p.suspect, p.waiters = map[source]bool{}, false, false, nil
 	p.mu.Unlock()
+	if suspect && !p.broken {
+		p.checkTable()
+	}
 	var ranges map[setRef][]netip.Prefix
 	if dirtyNode {
 		ranges = p.syncNode(dirty)
@@ -249,6 +261,15 @@ func (p *Proxy) pass(ctx context.Context) error {
 		w <- err
 	}
 	return err
+}
+
+// checkTable looks whether somebody flushed the rules.
+func (p *Proxy) checkTable() {
+	ok, err := p.kernel.intact()
+	if err == nil && !ok {
+		p.log.Warn("another process deleted the rules; they are built anew")
+	}
+	p.broken = !ok
 }
 
 // ordered sorts by age, so that the oldest service gets an address that two want, whatever the order of events.

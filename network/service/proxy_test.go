@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -13,12 +14,13 @@ import (
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"knarr/network"
+	"knarr/network/netns"
 	"knarr/network/nettest"
 	"knarr/network/nodens"
+	"knarr/network/pod"
 	"knarr/network/service"
 	"knarr/network/sysctl"
 )
@@ -31,9 +33,15 @@ type lab struct {
 	proxies []*service.Proxy
 }
 
-func newLab(t *testing.T, furtherNodes int, objects ...runtime.Object) *lab {
+func newLab(t *testing.T, furtherNodes int) *lab {
 	t.Helper()
-	l := &lab{Cluster: nettest.NewCluster(t, furtherNodes, objects...), t: t}
+	return newLabWith(t, furtherNodes, nil)
+}
+
+// newLabWith lets change see the options of each data path, and the nodes, before anything starts.
+func newLabWith(t *testing.T, furtherNodes int, change func(*lab, *service.Options)) *lab {
+	t.Helper()
+	l := &lab{Cluster: nettest.NewCluster(t, furtherNodes), t: t}
 	var hp []network.HostPorts
 	for i, n := range l.Nodes {
 		opt := service.Options{
@@ -43,6 +51,9 @@ func newLab(t *testing.T, furtherNodes int, objects ...runtime.Object) *lab {
 		}
 		if i == 0 {
 			opt.MasqueradeSources = []netip.Prefix{nodens.DefaultRange}
+		}
+		if change != nil {
+			change(l, &opt)
 		}
 		p, err := service.New(opt)
 		require.NoError(t, err)
@@ -204,7 +215,7 @@ func TestClusterIP(t *testing.T) {
 	l.update(slice("web", backend{a, "node-0", "terminating"}, backend{b, "node-0", "unready"}))
 	require.Equal(t, "a", l.flow(client.NetNS, "tcp", "10.43.0.7:80").Name, "a terminating endpoint is better than none")
 	require.NoError(t, l.Client.CoreV1().Services("default").Delete(t.Context(), "web", metav1.DeleteOptions{}))
-	l.refused(client.NetNS, "10.43.0.7:80", errUnreachable)
+	l.refused(client.NetNS, "10.43.0.7:80", errRefused)
 }
 
 // TestHairpin lets a pod reach itself through its service.
@@ -360,18 +371,13 @@ func TestUnknownServiceAddresses(t *testing.T) {
 		return nettest.ServiceCIDR.Contains(dst) || nettest.ClusterCIDR.Contains(dst)
 	})
 	for _, ns := range []string{a.NetNS, c.NetNS, l.Machine, l.Nodes[1].NetNS} {
-		fromPod := ns == a.NetNS || ns == c.NetNS
-		if fromPod {
-			l.refused(ns, "10.43.9.9:80", errUnreachable)
-		} else {
-			l.refused(ns, "10.43.9.9:80", errRefused)
-		}
+		l.refused(ns, "10.43.9.9:80", errRefused)
 		l.refused(ns, "10.42.0.99:80", errUnreachable)
 		l.refused(ns, "10.42.99.99:80", errUnreachable)
 		conn, err := nettest.Dial(ns, "udp", "10.43.9.9:53")
 		require.NoError(t, err)
 		_, err = nettest.AskOn(conn)
-		if fromPod {
+		if ns == a.NetNS || ns == c.NetNS {
 			require.ErrorIs(t, err, errRefused)
 		} else {
 			require.ErrorIs(t, err, syscall.EPERM, "what the kernel says to a process whose own packet is rejected")
@@ -443,12 +449,18 @@ func TestRestart(t *testing.T) {
 	}
 	chains, sets := tableSize(t, l.Machine)
 	require.Less(t, chains, 20, "old generations are gone")
-	require.Equal(t, 34, sets)
+	require.Equal(t, 32, sets)
 }
 
 // TestPurge leaves neither table nor routes nor settings.
 func TestPurge(t *testing.T) {
-	l := newLab(t, 0)
+	const setting = "net/ipv4/conf/all/route_localnet" // a new namespace has it from the machine
+	before := ""
+	l := newLabWith(t, 0, func(l *lab, _ *service.Options) {
+		var err error
+		before, err = sysctl.Recorder{NetNS: l.Machine}.Get(setting)
+		require.NoError(t, err)
+	})
 	a := l.NewPod(0, "a")
 	l.create(newService("web", "10.43.0.7"), slice("web", backend{a, "node-0", ""}))
 	l.flow(l.Machine, "tcp", "10.43.0.7:80")
@@ -456,22 +468,104 @@ func TestPurge(t *testing.T) {
 	require.NoError(t, service.Purge(l.options[0]))
 	chains, sets := tableSize(t, l.Machine)
 	require.Zero(t, chains+sets)
-	v, err := sysctl.Recorder{NetNS: l.Machine}.Get("net/ipv4/conf/all/route_localnet")
+	v, err := sysctl.Recorder{NetNS: l.Machine}.Get(setting)
 	require.NoError(t, err)
-	require.Equal(t, "0", v)
+	require.Equal(t, before, v)
 	require.Empty(t, routesOn(t, l.Machine, "lo"))
 }
 
-// TestRepair flushes the ruleset behind the data path's back: the next change brings everything back.
+// TestRepair flushes the ruleset behind the data path's back, as a restart of nftables.service does: the rules come back by themselves.
 func TestRepair(t *testing.T) {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("needs the nft command")
+	}
+	l := newLab(t, 0)
+	a := l.NewPod(0, "a")
+	l.create(newService("web", "10.43.0.7"), slice("web", backend{a, "node-0", ""}))
+	l.flow(l.Machine, "tcp", "10.43.0.7:80")
+	for range 2 {
+		cmd := exec.Command(nft, "flush", "ruleset")
+		require.NoError(t, netns.Start(l.Machine, cmd))
+		require.NoError(t, cmd.Wait())
+		l.flow(a.NetNS, "tcp", "10.43.0.7:80")
+	}
+}
+
+// TestRebuildAfterFailure flushes the ruleset from this process, which is not watched: the next change fails and brings everything back.
+func TestRebuildAfterFailure(t *testing.T) {
 	l := newLab(t, 0)
 	a := l.NewPod(0, "a")
 	l.create(newService("web", "10.43.0.7"), slice("web", backend{a, "node-0", ""}))
 	l.flow(l.Machine, "tcp", "10.43.0.7:80")
 	flush(t, l.Machine)
-	_, err := nettest.Ask(l.Machine, "tcp", "10.43.0.7:80")
-	require.Error(t, err)
 	l.create(newService("other", "10.43.0.8"), slice("other", backend{a, "node-0", ""}))
 	l.flow(l.Machine, "tcp", "10.43.0.8:80")
 	l.flow(l.Machine, "tcp", "10.43.0.7:80")
+}
+
+// TestIPv6 serves a dual-stack service: plain, sticky, to itself, and rejects what nobody has.
+func TestIPv6(t *testing.T) {
+	six, serviceSix := netip.MustParsePrefix("fd42:0:0:1::/64"), netip.MustParsePrefix("fd43::/112")
+	l := newLabWith(t, 0, func(l *lab, opt *service.Options) {
+		opt.ClusterCIDRs = append(opt.ClusterCIDRs, netip.MustParsePrefix("fd42::/48"))
+		opt.ServiceCIDRs = append(opt.ServiceCIDRs, serviceSix)
+		l.Nodes[0].Options.PodCIDRs = []netip.Prefix{l.Nodes[0].PodCIDR, six}
+		l.Nodes[0].Options.ClusterCIDRs = opt.ClusterCIDRs
+	})
+	a, b, client := l.NewPod(0, "a"), l.NewPod(0, "b"), l.NewPod(0, "client")
+	parts := slice("web", backend{a, "node-0", ""}, backend{b, "node-0", ""})
+	parts.AddressType = discovery.AddressTypeIPv6
+	for i, p := range []nettest.Pod{a, b} {
+		ips, _ := l.Nodes[0].Pods.IPs(p.ID)
+		parts.Endpoints[i].Addresses = []string{ips[1].String()}
+	}
+	svc := newService("web", "10.43.0.7", nodePort(30080), func(s *v1.Service) { s.Spec.ClusterIPs = append(s.Spec.ClusterIPs, "fd43::7") })
+	l.create(svc, parts)
+	for _, proto := range []string{"tcp", "udp"} {
+		l.flow(client.NetNS, proto, "[fd43::7]:80")
+		require.Len(t, nettest.Names(t, client.NetNS, proto, "[fd43::7]:80", 30), 2)
+		require.Len(t, nettest.Names(t, a.NetNS, proto, "[fd43::7]:80", 30), 2, "itself too")
+	}
+	l.refused(client.NetNS, "10.43.0.7:80", errRefused) // no IPv4 endpoints
+	node := pod.NodeAddress(six)
+	require.Len(t, nettest.Names(t, client.NetNS, "tcp", "["+node.String()+"]:30080", 30), 2)
+	require.Len(t, nettest.Names(t, l.Machine, "tcp", "["+node.String()+"]:30080", 30), 2)
+	l.refused(client.NetNS, "[fd43::9]:80", errRefused)
+
+	sticky := svc.DeepCopy()
+	sticky.Spec.SessionAffinity = v1.ServiceAffinityClientIP
+	_, err := l.Client.CoreV1().Services("default").Update(t.Context(), sticky, metav1.UpdateOptions{})
+	require.NoError(t, err)
+	nettest.Eventually(t, 5*time.Second, func() error {
+		if got := nettest.Names(t, client.NetNS, "tcp", "[fd43::7]:80", 20); len(got) != 1 {
+			return fmt.Errorf("not sticky: %v", got)
+		}
+		return nil
+	})
+}
+
+// TestSameAddressTwice gives two services one external address and port: the older one has it, the other one when that goes.
+func TestSameAddressTwice(t *testing.T) {
+	l := newLab(t, 0)
+	a, b := l.NewPod(0, "a"), l.NewPod(0, "b")
+	aged := func(sec int64) func(*v1.Service) {
+		return func(s *v1.Service) {
+			s.CreationTimestamp = metav1.Unix(sec, 0)
+			s.Spec.ExternalIPs = []string{"203.0.113.50"}
+		}
+	}
+	l.create(newService("first", "10.43.0.7", aged(1)), slice("first", backend{a, "node-0", ""}))
+	require.Equal(t, "a", l.flow(b.NetNS, "tcp", "203.0.113.50:80").Name)
+	l.create(newService("second", "10.43.0.8", aged(2)), slice("second", backend{b, "node-0", ""}))
+	require.Equal(t, "b", l.flow(l.Machine, "tcp", "10.43.0.8:80").Name)
+	require.Equal(t, map[string]int{"a": 10}, nettest.Names(t, b.NetNS, "tcp", "203.0.113.50:80", 10))
+	require.NoError(t, l.Client.CoreV1().Services("default").Delete(t.Context(), "first", metav1.DeleteOptions{}))
+	nettest.Eventually(t, 5*time.Second, func() error {
+		got, err := nettest.Ask(l.Machine, "tcp", "203.0.113.50:80")
+		if err == nil && got.Name != "b" {
+			err = fmt.Errorf("answered by %s", got.Name)
+		}
+		return err
+	})
 }

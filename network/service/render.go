@@ -19,7 +19,6 @@ const (
 	setMember                  // list id . target: which remembered endpoints are still good
 	setGuarded                 // front with source ranges
 	setAllowed                 // front . source range
-	setIPs                     // cluster addresses in use
 	setHairpin                 // address . address of endpoints on this node
 	setSticky                  // client . list id -> target; filled by packets, with a timeout
 	setServices                // service ranges
@@ -31,7 +30,7 @@ const (
 )
 
 // setNames are the names in the table, before the family's digit.
-var setNames = [setKinds]string{"svc", "sid", "isvc", "isid", "ep", "reject", "member", "guarded", "allowed", "ips", "hairpin", "sticky", "services", "cluster", "ownpods", "hosted", "inside"}
+var setNames = [setKinds]string{"svc", "sid", "isvc", "isid", "ep", "reject", "member", "guarded", "allowed", "hairpin", "sticky", "services", "cluster", "ownpods", "hosted", "inside"}
 
 // setRef names one set of the table without its generation.
 type setRef struct {
@@ -103,9 +102,6 @@ func render(p *plan, chains map[string]chainSpec) elements {
 	}
 	for _, b := range p.bindings {
 		renderBinding(out, chains, p, b)
-	}
-	for _, ip := range p.clusterIPs {
-		out[elemKey{set: setRef{setIPs, ip.Is4()}, key: string(ip.AsSlice())}] = elemValue{}
 	}
 	return out
 }

@@ -46,8 +46,6 @@ func (r *ruleset) set(ref setRef) *nftables.Set {
 		s.KeyType = front
 	case setAllowed:
 		s.KeyType, s.Interval = concat(addr, proto, port, addr), true
-	case setIPs:
-		s.KeyType = addr
 	case setHairpin:
 		s.KeyType = concat(addr, addr)
 	case setSticky:
@@ -56,7 +54,7 @@ func (r *ruleset) set(ref setRef) *nftables.Set {
 	default:
 		s.KeyType, s.Interval = addr, true
 	}
-	s.Concatenation = ref.kind != setIPs && ref.kind < setServices
+	s.Concatenation = ref.kind < setServices
 	return s
 }
 
@@ -164,24 +162,19 @@ func (r *ruleset) addRules() {
 		r.rule(services, v.match(), toLocal(), v.front(true), r.follow(setRef{setSvc, v.ipv4}))
 		r.rule(refusals, v.match(), toLocal(), v.front(true), r.follow(setRef{setReject, v.ipv4}))
 	}
+	r.unknownServices(refusals)
 	r.guard()
 	r.translate(inside, services)
 	r.refuse(refusals)
 	r.postrouting()
 }
 
-// unknownServices rejects what is left for the service ranges: other ports of a cluster address as a closed port, other addresses as an unreachable
-// host. A process of this node is told of a closed port in any case, and so is everything but TCP: the kernel drops the news of an unreachable host
-// for a socket that is just being connected, and never tells UDP sockets.
-func (r *ruleset) unknownServices(c *nftables.Chain, fromHere bool) {
+// unknownServices rejects what is left for the service ranges: other ports of a cluster address and addresses that nobody has. TCP gets a reset in any
+// case: the news of an unreachable host is lost on a socket that is just being connected, as it often is when the answer comes from the same
+// machine, and then the client waits a second or more.
+func (r *ruleset) unknownServices(c *nftables.Chain) {
 	for _, v := range []family{{true}, {false}} {
-		ranges, used := setRef{setServices, v.ipv4}, setRef{setIPs, v.ipv4}
-		unknown := join(v.match(), v.destination(reg0), r.lookup(ranges, reg0, 0), notToLocal())
-		if !fromHere {
-			r.rule(c, unknown, r.without(used, reg0), protocolIs(unix.IPPROTO_TCP),
-				[]expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_HOST_UNREACH}})
-		}
-		r.rule(c, unknown, verdict(expr.VerdictGoto, chainReject+r.gen))
+		r.rule(c, v.match(), v.destination(reg0), r.lookup(setRef{setServices, v.ipv4}, reg0, 0), notToLocal(), verdict(expr.VerdictGoto, chainReject+r.gen))
 	}
 }
 
@@ -231,7 +224,6 @@ func (r *ruleset) refuse(refusals *nftables.Chain) {
 		c := r.base(name, nftables.ChainTypeFilter, hook, priority)
 		r.rule(c, established(), verdict(expr.VerdictAccept, ""))
 		r.rule(c, verdict(expr.VerdictJump, refusals.Name))
-		r.unknownServices(c, name == "output")
 	}
 }
 
