@@ -74,7 +74,7 @@ func NewCluster(t testing.TB, furtherNodes int, objects ...runtime.Object) *Clus
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Cluster{t: t, ctx: ctx, Outside: NewNS(t, "outside"), Machine: NewNS(t, "machine")}
-	t.Cleanup(func() { cancel(); c.wg.Wait() })
+	t.Cleanup(func() { cancel(); c.wg.Wait(); c.Informers.Shutdown() })
 	Connect(t, c.Machine, UplinkName, MachineIP+"/24", c.Outside, "down0", OutsideIP+"/24")
 	In(t, c.Outside, func() error { return address("lo", FarIP+"/32") })
 	Route(t, c.Machine, "default", OutsideIP)

@@ -267,25 +267,48 @@ func Watch(t testing.TB, ns, link string, match func(dst netip.Addr) bool) *Capt
 	return c
 }
 
+// read counts until the deadline that Stop sets, and then what is still queued: the kernel queues a packet here before it sends it.
 func (c *Capture) read() {
 	defer close(c.done)
 	buf := make([]byte, 65536)
 	for {
 		n, err := c.f.Read(buf)
-		if errors.Is(err, os.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+		switch {
+		case err == nil:
+			c.count(buf[:n])
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			c.drain(buf)
+			return
+		case errors.Is(err, os.ErrClosed):
 			return
 		}
-		if err != nil {
-			continue
+	}
+}
+
+func (c *Capture) drain(buf []byte) {
+	raw, err := c.f.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for {
+			n, err := unix.Read(int(fd), buf)
+			if err != nil {
+				return
+			}
+			c.count(buf[:n])
 		}
-		dst, ok := destination(buf[:n])
-		if !ok {
-			continue
-		}
-		c.seen.Add(1)
-		if c.match(dst) {
-			c.hits.Add(1)
-		}
+	})
+}
+
+func (c *Capture) count(packet []byte) {
+	dst, ok := destination(packet)
+	if !ok {
+		return
+	}
+	c.seen.Add(1)
+	if c.match(dst) {
+		c.hits.Add(1)
 	}
 }
 
