@@ -12,10 +12,19 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/utils/ptr"
+
+	"knarr/client"
 )
 
 func running(*corev1.Pod) corev1.PodPhase { return corev1.PodRunning }
@@ -207,4 +216,63 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreAnyFunction("k8s.io/client-go/util/workqueue.(*Typed[...]).updateUnfinishedWorkLoop"),
 		goleak.IgnoreAnyFunction("k8s.io/client-go/util/workqueue.(*delayingType[...]).waitingLoop"),
 		goleak.IgnoreAnyFunction("k8s.io/kubernetes/pkg/scheduler/metrics.(*MetricAsyncRecorder).run"))
+}
+
+// Custom resources are garbage, quota and namespace content like all others, seen by their metadata in the store.
+func TestCustomResources(t *testing.T) {
+	c := newCluster(t)
+	ctx := t.Context()
+	admin := c.config(client.User("admin", user.SystemPrivilegedGroup))
+	crds, err := apiextensions.NewForConfig(admin)
+	require.NoError(t, err)
+	objects, err := dynamic.NewForConfig(admin)
+	require.NoError(t, err)
+	_, err = crds.ApiextensionsV1().CustomResourceDefinitions().Create(ctx, &apiextensionsv1.CustomResourceDefinition{
+		ObjectMeta: metav1.ObjectMeta{Name: "widgets.example.com"},
+		Spec: apiextensionsv1.CustomResourceDefinitionSpec{Group: "example.com", Scope: apiextensionsv1.NamespaceScoped,
+			Names: apiextensionsv1.CustomResourceDefinitionNames{Plural: "widgets", Kind: "Widget"},
+			Versions: []apiextensionsv1.CustomResourceDefinitionVersion{{Name: "v1", Served: true, Storage: true,
+				Schema: &apiextensionsv1.CustomResourceValidation{OpenAPIV3Schema: &apiextensionsv1.JSONSchemaProps{Type: "object",
+					XPreserveUnknownFields: ptr.To(true)}}}}}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	widgets := objects.Resource(schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "widgets"}).Namespace("default")
+	widget := func(name string, owners ...any) *unstructured.Unstructured {
+		return &unstructured.Unstructured{Object: map[string]any{"apiVersion": "example.com/v1", "kind": "Widget",
+			"metadata": map[string]any{"name": name, "ownerReferences": owners}}}
+	}
+	var owner *unstructured.Unstructured
+	c.eventually("the kind is served", func(ctx context.Context) error {
+		owner, err = widgets.Create(ctx, widget("owner"), metav1.CreateOptions{})
+		return err
+	})
+	ref := func(o *unstructured.Unstructured) any {
+		return map[string]any{"apiVersion": "example.com/v1", "kind": "Widget", "name": o.GetName(), "uid": string(o.GetUID())}
+	}
+	child, err := widgets.Create(ctx, widget("child", ref(owner)), metav1.CreateOptions{})
+	require.NoError(t, err)
+	_, err = c.admin.CoreV1().ConfigMaps("default").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "grandchild",
+		OwnerReferences: []metav1.OwnerReference{{APIVersion: "example.com/v1", Kind: "Widget", Name: "child", UID: child.GetUID()}}}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	_, err = c.admin.CoreV1().ResourceQuotas("default").Create(ctx, &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "q"},
+		Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"count/widgets.example.com": resource.MustParse("5"), "pods": resource.MustParse("9")}}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	used := func(n int64) func(context.Context) error {
+		return func(ctx context.Context) error {
+			q, err := c.admin.CoreV1().ResourceQuotas("default").Get(ctx, "q", metav1.GetOptions{})
+			if err == nil && (len(q.Status.Used) != 2 || ptr.To(q.Status.Used["count/widgets.example.com"]).Value() != n) {
+				err = notYet("%v", q.Status.Used)
+			}
+			return err
+		}
+	}
+	c.eventually("the quota counts widgets", used(2))
+	require.NoError(t, widgets.Delete(ctx, "owner", metav1.DeleteOptions{}))
+	c.eventually("what the owner owned goes", func(ctx context.Context) error {
+		_, err := c.admin.CoreV1().ConfigMaps("default").Get(ctx, "grandchild", metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return errors.Join(err, errors.New("still there"))
+	})
+	c.eventually("the quota counts them down", used(0))
 }
