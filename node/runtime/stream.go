@@ -164,7 +164,8 @@ func (b *cappedBuffer) bytes() []byte {
 // ExecStream runs a command in a container with the given streams, any of
 // which may be nil, until it has ended, ctx has ended or, when it is not 0,
 // timeout is over; then it is killed. With tty all output goes to stdout. It
-// closes no stream. The error of a command that fails is a
+// closes no stream; a read of stdin that is under way when the command ends is
+// left to the caller, who closes stdin. The error of a command that fails is a
 // utilexec.CodeExitError.
 func (r *Runtime) ExecStream(ctx context.Context, id string, cmd []string, stdin io.Reader, stdout, stderr io.WriteCloser,
 	tty bool, resize <-chan remotecommand.TerminalSize, timeout time.Duration) error {

@@ -54,6 +54,7 @@ func TestExecStream(t *testing.T) {
 		t.Errorf("%d bytes of %d came back", out.Len(), len(big))
 	}
 	in, typed := io.Pipe()
+	defer in.Close()
 	shown, screen := io.Pipe()
 	resize := make(chan remotecommand.TerminalSize, 1)
 	done := make(chan error, 1)
@@ -91,6 +92,7 @@ func TestAttachStream(t *testing.T) {
 	}
 	tty := p.run("while read a; do echo got $a; done", func(c *runtimeapi.ContainerConfig) { c.Stdin, c.Tty = true, true })
 	in, typed := io.Pipe()
+	defer in.Close()
 	shown, screen := io.Pipe()
 	ctx, cancel := context.WithCancel(h.ctx)
 	done := make(chan error, 1)

@@ -90,7 +90,7 @@ func (c *container) supervise(paths map[string]string) {
 		}
 	}
 	watch, err := watchOOM(paths)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // the kernel may have no memory controller
 		c.sup.warn("container %s: out-of-memory events: %v", c.id, err)
 	}
 	if watch != nil {
