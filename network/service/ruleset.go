@@ -24,10 +24,12 @@ type ruleset struct {
 }
 
 func (r *ruleset) set(ref setRef) *nftables.Set {
-	s := &nftables.Set{Table: r.table, Name: ref.name() + r.gen, KeyByteOrder: binaryutil.BigEndian}
+	// The id is for references inside one transaction. Without one the library counts in a global that is not safe for two users.
+	s := &nftables.Set{Table: r.table, Name: ref.name() + r.gen, ID: uint32(ref.kind)*2 + 1, KeyByteOrder: binaryutil.BigEndian}
 	addr := nftables.TypeIPAddr
 	if !ref.ipv4 {
 		addr = nftables.TypeIP6Addr
+		s.ID++
 	}
 	id := nftables.TypeMark
 	proto, port := nftables.TypeInetProto, nftables.TypeInetService
