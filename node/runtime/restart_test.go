@@ -254,3 +254,47 @@ func TestSixtyAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestPurge: with the agent gone and the shim killed, everything goes.
+func TestPurge(t *testing.T) {
+	for _, killShim := range []bool{false, true} {
+		t.Run(fmt.Sprintf("shim killed %v", killShim), func(t *testing.T) {
+			h := newHost(t)
+			p := h.pod(func(c *runtimeapi.PodSandboxConfig) {
+				c.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}
+			})
+			id := p.run("exec sleep 1000")
+			var pid int
+			if _, err := fmt.Sscan(h.pid(id), &pid); err != nil {
+				t.Fatal(err)
+			}
+			shim, err := h.ShimPID(h.ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := h.Close(h.ctx); err != nil {
+				t.Fatal(err)
+			}
+			if killShim {
+				if err := unix.Kill(shim, unix.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := runtime.Purge(h.ctx, h.state, h.cgroup); err != nil {
+				t.Fatal(err)
+			}
+			h.awaitGone(shim)
+			h.awaitGone(pid)
+			for _, left := range []string{"pods", "containers", "shim"} {
+				if _, err := os.Stat(h.state + "/" + left); !os.IsNotExist(err) {
+					t.Errorf("%s: %v", left, err)
+				}
+			}
+			if err := runtime.Purge(h.ctx, h.state, h.cgroup); err != nil {
+				t.Errorf("again: %v", err)
+			}
+			h.images.live = map[string]bool{}
+			h.open() // an empty state works as before
+		})
+	}
+}
