@@ -276,3 +276,48 @@ func TestCustomResources(t *testing.T) {
 	})
 	c.eventually("the quota counts them down", used(0))
 }
+
+// A pod that has ended leaves its room to others, although it still exists.
+func TestEndedPodsLeaveTheirRoom(t *testing.T) {
+	c := newCluster(t)
+	ctx := t.Context()
+	c.node("one")
+	finish := make(chan struct{})
+	c.agent(func(p *corev1.Pod) corev1.PodPhase {
+		if p.Name == "first" {
+			<-finish
+			return corev1.PodSucceeded
+		}
+		return corev1.PodRunning
+	})
+	for _, name := range []string{"first", "second"} {
+		c.eventually("service account", func(ctx context.Context) error {
+			_, err := c.admin.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
+			return err
+		})
+		spec := podTemplate(nil, corev1.RestartPolicyNever).Spec
+		spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("6")} // of 8
+		_, err := c.admin.CoreV1().Pods("default").Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}, metav1.CreateOptions{})
+		require.NoError(t, err)
+		if name == "first" {
+			c.eventually("the first pod is bound", func(ctx context.Context) error { return boundTo(ctx, c, "first", "one") })
+		}
+	}
+	c.eventually("the second pod finds no room", func(ctx context.Context) error {
+		p, err := c.admin.CoreV1().Pods("default").Get(ctx, "second", metav1.GetOptions{})
+		if err == nil && (len(p.Status.Conditions) == 0 || p.Status.Conditions[0].Reason != corev1.PodReasonUnschedulable) {
+			err = notYet("%+v", p.Status)
+		}
+		return err
+	})
+	close(finish)
+	c.eventually("the second pod is bound", func(ctx context.Context) error { return boundTo(ctx, c, "second", "one") })
+}
+
+func boundTo(ctx context.Context, c *cluster, pod, node string) error {
+	p, err := c.admin.CoreV1().Pods("default").Get(ctx, pod, metav1.GetOptions{})
+	if err == nil && p.Spec.NodeName != node {
+		err = notYet("%s is on %q", pod, p.Spec.NodeName)
+	}
+	return err
+}
