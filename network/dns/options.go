@@ -35,7 +35,9 @@ type Options struct {
 
 	Ranges []netip.Prefix // service and pod ranges: reverse names in them are never asked elsewhere
 
-	ResolvConf string   // file that names the upstream servers; "" is /etc/resolv.conf, a missing file is fine
+	// ResolvConf is the file that names the upstream servers; a missing file is fine. "" is /etc/resolv.conf, or where that only names loopback
+	// addresses, systemd-resolved's list of the servers behind.
+	ResolvConf string
 	Upstreams  []string // "address:port" of upstream servers in place of ResolvConf's; nil: those of ResolvConf
 	// InsteadOfLoopback replaces upstreams on loopback addresses, which a node in a namespace of its own cannot reach: the machine's AlsoListen address.
 	// The zero value keeps them.

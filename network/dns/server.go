@@ -170,7 +170,7 @@ func (s *Server) listen(ctx context.Context, ip netip.Addr) (out sockets, err er
 		return err
 	})
 	if err != nil {
-		return out, fmt.Errorf("dns: another program has the port, stop it or choose another service range: %w", err)
+		return out, fmt.Errorf("dns: listen (where another program has port 53 of all addresses, make it listen on its own only): %w", err)
 	}
 	return out, nil
 }
@@ -199,23 +199,23 @@ func (s *Server) chain() (h plugin.Handler, stop func(), err error) {
 	return c, func() { _ = f.OnShutdown() }, nil
 }
 
+// systemdResolv is where systemd-resolved writes the servers that it asks itself, behind the 127.0.0.53 of /etc/resolv.conf.
+const systemdResolv = "/run/systemd/resolve/resolv.conf"
+
 // upstreams lists the servers to ask for other names, without ourselves.
 func (s *Server) upstreams() ([]string, error) {
 	list := s.opt.Upstreams
 	if list == nil {
-		file := s.opt.ResolvConf
+		file, fallback := s.opt.ResolvConf, ""
 		if file == "" {
-			file = "/etc/resolv.conf"
+			file, fallback = "/etc/resolv.conf", systemdResolv
 		}
-		conf, err := dns.ClientConfigFromFile(file)
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, nil
+		var err error
+		if list, err = servers(file); err != nil {
+			return nil, err
 		}
-		if err != nil {
-			return nil, fmt.Errorf("dns: read %s: %w", file, err)
-		}
-		for _, server := range conf.Servers {
-			list = append(list, net.JoinHostPort(server, conf.Port))
+		if behind, err := servers(fallback); err == nil && len(behind) > 0 && !slices.ContainsFunc(list, reachable) {
+			list = behind
 		}
 	}
 	var out []string
@@ -234,6 +234,27 @@ func (s *Server) upstreams() ([]string, error) {
 		out = append(out, at.String())
 	}
 	return out, nil
+}
+
+// reachable says whether a server can be asked from any network namespace of the machine.
+func reachable(server string) bool {
+	at, err := netip.ParseAddrPort(server)
+	return err == nil && !at.Addr().IsLoopback()
+}
+
+// servers reads the servers of a resolv.conf; a missing file has none.
+func servers(file string) (list []string, err error) {
+	conf, err := dns.ClientConfigFromFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dns: read %s: %w", file, err)
+	}
+	for _, server := range conf.Servers {
+		list = append(list, net.JoinHostPort(server, conf.Port))
+	}
+	return list, nil
 }
 
 func (s *Server) isOwn(ip netip.Addr) bool {

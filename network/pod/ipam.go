@@ -55,6 +55,9 @@ func openIPAM(dir string) (*ipam, error) {
 	newest := time.Time{}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
+		if e.Name() == rangesFile {
+			continue
+		}
 		if !strings.HasSuffix(e.Name(), ".json") {
 			_ = os.Remove(path) // a write that a crash cut short
 			continue

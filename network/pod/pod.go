@@ -216,6 +216,10 @@ func (n *Network) start(h *netlink.Handle) error {
 
 // prepareNode turns forwarding on and installs the node's own address and the unreachable routes.
 func (n *Network) prepareNode(h *netlink.Handle, ranges []netip.Prefix) error {
+	all := append(slices.Clone(n.opt.ClusterCIDRs), ranges...)
+	if err := writeRanges(n.opt.StateDir, all); err != nil { // first: Purge finds by it what follows
+		return err
+	}
 	lo, err := h.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("pod network: find the loopback link: %w", err)
@@ -235,7 +239,7 @@ func (n *Network) prepareNode(h *netlink.Handle, ranges []netip.Prefix) error {
 			return fmt.Errorf("pod network: give the node %s: %w", NodeAddress(r), err)
 		}
 	}
-	for _, r := range append(slices.Clone(n.opt.ClusterCIDRs), ranges...) {
+	for _, r := range all {
 		if err := h.RouteReplace(unreachable(r)); err != nil {
 			return fmt.Errorf("pod network: make unassigned addresses of %s unreachable: %w", r, err)
 		}

@@ -104,6 +104,7 @@ func TestPurge(t *testing.T) {
 	c.Start()
 	c.NewPod(0, "a")
 	opt := c.Nodes[0].Options
+	opt.ClusterCIDRs = nil // a later process may not know them any more
 	require.NoError(t, pod.Purge(opt))
 	require.NoError(t, pod.Purge(opt))
 	require.NoDirExists(t, opt.StateDir)
@@ -134,7 +135,7 @@ func TestFailedSetUpLeavesNothing(t *testing.T) {
 	require.ErrorContains(t, err, "default/x")
 	entries, err := os.ReadDir(n.Options.StateDir)
 	require.NoError(t, err)
-	require.Empty(t, entries)
+	require.Len(t, entries, 1, "only the ranges")
 }
 
 // TestCollision names the foreign route in the pod range.

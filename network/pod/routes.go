@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -258,15 +259,21 @@ func uplinkMTU(h *netlink.Handle) int {
 	return defaultMTU
 }
 
-// Purge deletes everything this package made on the node, also in an earlier process: links by their alias, routes by their protocol number, the
+// Purge deletes everything this package made on the node, also in an earlier process: links by their alias, routes by their protocol number and range, the
 // node's own addresses, the address files; kernel settings are put back. Without it everything stays, so that the next agent takes over.
-// Nothing of the node may run any more. Purging twice is no error.
+// It needs Cluster, StateDir, NetNS and Sysctl of opt; the ranges are those of the last start unless ClusterCIDRs says others. Nothing of the node may
+// run any more. Purging twice is no error.
 func Purge(opt Options) error {
 	h, err := openHandle(opt.NetNS)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
+	if len(opt.ClusterCIDRs) == 0 {
+		if opt.ClusterCIDRs, err = readRanges(opt.StateDir); err != nil {
+			return err
+		}
+	}
 	errs := []error{deleteLink(h, vxlanLink)}
 	links, err := h.LinkList()
 	errs = append(errs, err)
@@ -280,6 +287,34 @@ func Purge(opt Options) error {
 		errs = append(errs, fmt.Errorf("pod network: %w", err))
 	}
 	return errors.Join(append(errs, recorder(opt).Restore())...)
+}
+
+// rangesFile, in the state directory, holds the ranges that were given to the kernel, one to a line.
+const rangesFile = "ranges"
+
+func writeRanges(dir string, ranges []netip.Prefix) error {
+	var b strings.Builder
+	for _, r := range ranges {
+		fmt.Fprintln(&b, r)
+	}
+	if err := os.WriteFile(filepath.Join(dir, rangesFile), []byte(b.String()), 0o600); err != nil {
+		return fmt.Errorf("pod network: keep the ranges: %w", err)
+	}
+	return nil
+}
+
+// readRanges is empty where the pod network has never been started.
+func readRanges(dir string) (out []netip.Prefix, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, rangesFile))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("pod network: %w", err)
+	}
+	for _, line := range strings.Fields(string(b)) {
+		if p, err := netip.ParsePrefix(line); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out, nil
 }
 
 // recorder is the recorder of kernel settings under a name of this package.
