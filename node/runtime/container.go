@@ -167,7 +167,7 @@ func (c *container) persist() error {
 	c.mu.Lock()
 	rec := c.rec
 	c.mu.Unlock()
-	return save(c.dir, containerFile, &rec)
+	return save(c.dir, containerFile, &rec, true)
 }
 
 // mountRootfs mounts the container's root file system where it outlives us.

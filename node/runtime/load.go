@@ -147,7 +147,7 @@ func (r *Runtime) settleSandboxes(list []shim.Status) {
 		}
 		if gone {
 			s.rec.Ready = false
-			if err := save(s.dir, sandboxFile, &s.rec); err != nil {
+			if err := save(s.dir, sandboxFile, &s.rec, false); err != nil {
 				r.log.Warn("write sandbox record", "sandbox", s.id, "error", err)
 			}
 		}

@@ -60,8 +60,10 @@ type containerRecord struct {
 	Last *shim.Status `json:"last,omitempty"`
 }
 
-// save writes a record durably: it is there in full or not at all.
-func save(dir, name string, v any) error {
+// save writes a record: after a crash of the process the old or the new one is
+// there in full. With durable that also holds after a power loss; without, the
+// record may be gone then, and with it nothing that outlives a power loss.
+func save(dir, name string, v any, durable bool) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -72,7 +74,7 @@ func save(dir, name string, v any) error {
 		return err
 	}
 	_, err = f.Write(data)
-	if err == nil {
+	if err == nil && durable {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {

@@ -64,12 +64,13 @@ func (s *sandbox) options() *runtimeapi.NamespaceOption {
 	return s.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 }
 
-// update changes the record and writes it.
+// update changes the record and writes it. All that changes after the creation
+// is void after a restart of the machine, so this need not be durable.
 func (s *sandbox) update(change func(*sandboxRecord)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change(&s.rec)
-	return save(s.dir, sandboxFile, &s.rec)
+	return save(s.dir, sandboxFile, &s.rec, false)
 }
 
 // RunPodSandbox implements internalapi.PodSandboxManager.
@@ -132,7 +133,7 @@ func (r *Runtime) newSandbox(config *runtimeapi.PodSandboxConfig) (*sandbox, err
 	if err := os.Mkdir(s.dir, 0o711); err != nil {
 		return nil, err
 	}
-	return s, save(s.dir, sandboxFile, &s.rec)
+	return s, save(s.dir, sandboxFile, &s.rec, true)
 }
 
 // buildSandbox makes everything that the record announces.

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"knarr/node/shim"
+	_ "knarr/node/shim/supervisor" // the test's cached result depends on it
 )
 
 // binary is the shim under test, built once.

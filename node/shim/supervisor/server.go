@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -32,7 +33,7 @@ func (r *request) reply(reply shim.Reply, files ...*os.File) error {
 // handle serves one connection, which is one call.
 func (s *Supervisor) handle(conn *net.UnixConn) {
 	defer func() { _ = conn.Close() }()
-	stop := s.closeOnStop(conn)
+	stop := context.AfterFunc(s.ctx, func() { _ = conn.Close() })
 	defer stop()
 	r := &request{conn: conn, files: map[string]*os.File{}}
 	files, err := shim.Receive(conn, &r.Request)
@@ -54,19 +55,6 @@ func (s *Supervisor) handle(conn *net.UnixConn) {
 	if err := s.dispatch(r); err != nil {
 		_ = r.reply(shim.Reply{Error: wireError(err)})
 	}
-	s.trim()
-}
-
-func (s *Supervisor) closeOnStop(conn *net.UnixConn) func() {
-	done := make(chan struct{})
-	go func() {
-		select {
-		case <-s.ctx.Done():
-			_ = conn.Close()
-		case <-done:
-		}
-	}()
-	return func() { close(done) }
 }
 
 func wireError(err error) *shim.Error {

@@ -57,7 +57,7 @@ func (s *Supervisor) start(id string, req *shim.StartRequest) (*container, error
 		return nil, err
 	}
 	s.starting <- struct{}{}
-	defer func() { <-s.starting }()
+	defer func() { <-s.starting; s.trim() }()
 	if err := c.launch(req); err != nil {
 		c.log.close()
 		s.drop(c)

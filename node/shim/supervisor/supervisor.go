@@ -28,6 +28,8 @@ const (
 	// trimAfter is the quiet time after which unused memory goes back to the
 	// kernel.
 	trimAfter = time.Second
+	// ownOOMScore protects the shim, where we may lower it.
+	ownOOMScore = "-999"
 	// lockWait bounds the wait for an earlier shim that is about to end.
 	lockWait = 10 * time.Second
 	// binaryEnv carries the path of the binary that the sealed copy was made of.
@@ -132,6 +134,9 @@ func newSupervisor(ctx context.Context, cfg Config) (*Supervisor, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(ownOOMScore), 0); err != nil {
+		s.warn("the kernel may choose this process when memory runs out: %v", err)
 	}
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	s.trimmer = time.AfterFunc(trimAfter, debug.FreeOSMemory)
