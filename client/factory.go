@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 
 	"knarr/store"
 )
@@ -170,7 +171,7 @@ func (o *Options) typedInformer(obj runtime.Object, sc scope, indexers cache.Ind
 	tables := o.Tables
 	_, gvr, ok := tables.ForObject(obj)
 	if !ok {
-		panic(fmt.Sprintf("client: %T is the type of no resource", obj)) // a programming error
+		klog.ErrorS(nil, "An informer is asked for a type that no resource has; it never syncs", "type", fmt.Sprintf("%T", obj))
 	}
 	f, err := newFilter(sc, o.fields(), obj)
 	if err != nil {

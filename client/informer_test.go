@@ -437,3 +437,11 @@ func TestOtherVersion(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 7, same.Spec.MaxReplicas)
 }
+
+// A type that nobody serves is an informer that waits, as a list that is answered with 404 for ever would.
+func TestUnservedType(t *testing.T) {
+	i := NewFactory(Options{Tables: newWorld(t, 0)}).Scheduling().V1().PriorityClasses().Informer()
+	start(t, i)
+	require.Empty(t, i.GetStore().List())
+	require.False(t, i.HasSynced())
+}
