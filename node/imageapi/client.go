@@ -37,7 +37,7 @@ func (c *Client) List(ctx context.Context) ([]Image, error) {
 
 // Import sends an archive to the node; names, where given, take the place of the archive's own.
 func (c *Client) Import(ctx context.Context, archive io.Reader, names ...string) ([]Image, error) {
-	return c.images(ctx, http.MethodPost, "/images/import?"+url.Values{"name": names}.Encode(), archive)
+	return c.images(ctx, http.MethodPost, "/images/import?"+url.Values{"name": names}.Encode(), io.NopCloser(archive)) // the caller closes it
 }
 
 // Remove removes a name, or an image by its ID.

@@ -2,6 +2,7 @@ package imageapi
 
 import (
 	"context"
+	"io"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -55,6 +56,8 @@ func TestImagesOverTheSocket(t *testing.T) {
 	require.Len(t, list, 1)
 	require.Equal(t, []string{"docker.io/library/hello:1"}, list[0].Names)
 	require.True(t, list[0].Pinned)
+	_, err = a.Seek(0, io.SeekStart)
+	require.NoError(t, err, "an import must leave the archive open for the next node")
 
 	require.ErrorContains(t, c.Remove(t.Context(), "nothing:1"), "nothing:1")
 	require.NoError(t, c.Remove(t.Context(), "hello:1"))
