@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/wait"
 	flowcontrolbootstrap "k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
@@ -96,10 +98,18 @@ func (b *bootstrap) services(ctx context.Context) error {
 		ServicePort:        443,
 		PublicServicePort:  b.config.Port,
 	}, b.client, b.config.Informers.Core().V1().Services())
-	if err := c.UpdateKubernetesService(true); err != nil {
-		return err
-	}
-	return b.dns(ctx)
+	// The address allocator learns of the range by its informer and says to nobody when it has.
+	return retry.OnError(allocatorBackoff(), func(error) bool { return ctx.Err() == nil }, func() error {
+		if err := c.UpdateKubernetesService(true); err != nil {
+			return err
+		}
+		return b.dns(ctx)
+	})
+}
+
+// allocatorBackoff bounds the wait for the service address allocator: about ten seconds, in ever longer steps.
+func allocatorBackoff() wait.Backoff {
+	return wait.Backoff{Duration: 2 * time.Millisecond, Factor: 2, Steps: 13}
 }
 
 func (b *bootstrap) serviceCIDR(ctx context.Context) error {
@@ -329,12 +339,16 @@ func (b *bootstrap) trust(ctx context.Context) error {
 
 // dns makes the service under whose address every node answers DNS queries itself; it needs no endpoints.
 func (b *bootstrap) dns(ctx context.Context) error {
+	const name = "kube-dns"
+	if _, err := b.client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		return err
+	}
 	port := func(name string, protocol corev1.Protocol, number int32) corev1.ServicePort {
 		return corev1.ServicePort{Name: name, Protocol: protocol, Port: number, TargetPort: intstr.FromInt32(number)}
 	}
 	service := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
-			Name:   "kube-dns",
+			Name:   name,
 			Labels: map[string]string{"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"},
 		},
 		Spec: corev1.ServiceSpec{

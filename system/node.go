@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"knarr/cli"
+	"knarr/network/dns"
 	"knarr/network/pod"
 	"knarr/network/service"
 	"knarr/network/sysctl"
@@ -67,6 +68,7 @@ type node struct {
 	images  *image.Store
 	proxy   *service.Proxy
 	network *pod.Network
+	dns     *dns.Server
 	runtime *noderuntime.Runtime
 	agent   *agent.Agent
 }
@@ -79,7 +81,7 @@ func newNode(ctx context.Context, c nodeConfig) (*node, error) {
 		return nil, fmt.Errorf("the node's directory is not usable: %w", err)
 	}
 	var err error
-	if n.images, err = image.Open(ctx, image.Options{Root: filepath.Join(dir, "images"), SharedContent: filepath.Join(c.dir, sharedContentDir)}); err != nil {
+	if n.images, err = image.Open(ctx, image.Options{Root: filepath.Join(dir, "images"), SharedContent: filepath.Join(c.dir, sharedContentDir), ImportedWhenUnreachable: true}); err != nil {
 		return nil, err
 	}
 	if err := n.connect(); err != nil {
@@ -120,6 +122,7 @@ func (n *node) connect() error {
 		ClusterCIDRs:      []netip.Prefix{c.cluster.PodCIDR},
 		ServiceCIDRs:      []netip.Prefix{c.cluster.ServiceCIDR},
 		MasqueradeSources: masquerade,
+		LocalAddresses:    []netip.Addr{c.cluster.ClusterDNS},
 		Informers:         c.informers,
 		Sysctl:            settings,
 		Log:               c.log,
@@ -138,6 +141,16 @@ func (n *node) connect() error {
 		HostPorts:    n.proxy,
 		Sysctl:       settings,
 		Log:          c.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.dns, err = dns.New(dns.Options{
+		Zone:      c.cluster.Domain,
+		Addresses: []netip.Addr{c.cluster.ClusterDNS},
+		Ranges:    []netip.Prefix{c.cluster.ServiceCIDR, c.cluster.PodCIDR},
+		Informers: c.informers,
+		Log:       c.log,
 	})
 	return err
 }
@@ -185,6 +198,7 @@ func (n *node) start(g *group) error {
 	}
 	g.run("pod network", n.network.Run)
 	g.run("services", n.proxy.Run)
+	g.run("DNS", n.dns.Run)
 	g.background(func(ctx context.Context) {
 		select {
 		case <-ctx.Done():

@@ -333,19 +333,3 @@ func localAddress(bind netip.Addr) string {
 }
 
 func firstAddress(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
-
-// hostAddress is the address of the link that leads outside, or loopback on a machine without any: knarr also works on
-// a laptop in a plane.
-func hostAddress() netip.Addr {
-	interfaces, err := net.InterfaceAddrs()
-	if err != nil {
-		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	for _, a := range interfaces {
-		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
-			addr, _ := netip.AddrFromSlice(n.IP.To4())
-			return addr
-		}
-	}
-	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
-}
