@@ -37,8 +37,11 @@ func (e *memoryEngine) Start(_ context.Context, host store.Host) (int64, error) 
 	return 1, nil
 }
 
-func (e *memoryEngine) Load(context.Context, string, store.Class, func(store.Entry) error) (int64, error) {
-	return e.revision, nil
+func (e *memoryEngine) Load(_ context.Context, _ string, _ store.Class, _ func(store.Entry) error, done func(int64)) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	done(e.revision)
+	return nil
 }
 
 func (e *memoryEngine) Commit(_ context.Context, p *store.Proposal) error {
