@@ -18,7 +18,7 @@ const (
 	// eventBuffer bounds how many events a subscriber may be behind.
 	eventBuffer = 1024
 	// eventBacklog bounds the events kept for the first subscriber.
-	eventBacklog = 4096
+	eventBacklog = 512
 	// keepTTYLimit bounds the time to give a terminal to a new shim.
 	keepTTYLimit = 10 * time.Second
 )

@@ -1,11 +1,13 @@
 package runtime_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"strings"
@@ -172,6 +174,25 @@ func TestSecurity(t *testing.T) {
 	}, nil); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("privileged in a plain sandbox: %v", err)
 	}
+}
+
+func TestDevices(t *testing.T) {
+	h := newHost(t)
+	id := h.pod().run("exec sleep 1000", func(c *runtimeapi.ContainerConfig) {
+		c.Devices = []*runtimeapi.Device{{HostPath: "/dev/zero", ContainerPath: "/dev/mine", Permissions: "r"}}
+	})
+	if got := h.exec(id, "sh", "-c", "head -c 4 /dev/mine | tr '\\0' z"); got != "zzzz" {
+		t.Errorf("device %q", got)
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat("/", &st); err != nil {
+		t.Fatal(err)
+	}
+	disk := fmt.Sprintf("mknod /disk b %d %d && head -c 1 /disk", unix.Major(st.Dev), unix.Minor(st.Dev))
+	if out, _, err := h.ExecSync(h.ctx, id, []string{"sh", "-c", disk}, time.Minute); err == nil {
+		t.Errorf("the node's disk can be read: %d bytes", len(out))
+	}
+	h.exec(id, "sh", "-c", "echo x > /dev/null; head -c 1 /dev/urandom > /dev/null")
 }
 
 func TestMounts(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,8 +27,8 @@ import (
 )
 
 const (
-	// execDrain bounds the wait for output after an exec'd process has ended,
-	// which a process that it left behind might hold open.
+	// execDrain bounds the wait for more output after an exec'd process has
+	// ended, when a process that it left behind holds the stream open.
 	execDrain = 2 * time.Second
 	// maxSyncOutput bounds each output stream of ExecSync, in bytes; the rest is
 	// read and dropped.
@@ -212,13 +213,9 @@ func (r *Runtime) execTTY(ctx context.Context, id string, cmd []string, stdin io
 	if stdin != nil {
 		go func() { _, _ = io.Copy(p.TTY, stdin) }()
 	}
-	output := make(chan struct{})
-	go func() {
-		defer close(output)
-		copyOut(stdout, p.TTY)
-	}()
+	out := copyOutput(stdout, p.TTY)
 	code, err := p.Wait()
-	drain(ctx, output, p.TTY)
+	out.drain(ctx)
 	return code, err
 }
 
@@ -237,29 +234,50 @@ func forwardResize(ctx context.Context, tty *os.File, resize <-chan remotecomman
 	}
 }
 
-// copyOut copies output; without a reader it is thrown away, so that the
-// process is not blocked.
-func copyOut(dst io.Writer, src *os.File) {
-	if dst != nil {
-		if _, err := io.Copy(dst, src); err == nil {
-			return
-		}
-	}
-	_, _ = io.Copy(io.Discard, src)
+// output is a stream of an exec'd process on its way to the client.
+type output struct {
+	src   *os.File
+	ended atomic.Bool // the process has ended
+	done  chan struct{}
 }
 
-// drain waits for the end of the output of a process that has ended.
-func drain(ctx context.Context, output <-chan struct{}, src *os.File) {
-	limit := time.NewTimer(execDrain)
-	defer limit.Stop()
+// copyOutput starts copying; without a reader the output is thrown away, so
+// that the process is not blocked.
+func copyOutput(dst io.Writer, src *os.File) *output {
+	o := &output{src: src, done: make(chan struct{})}
+	go func() {
+		defer close(o.done)
+		if dst != nil {
+			if _, err := io.Copy(dst, o); err == nil {
+				return
+			}
+		}
+		_, _ = io.Copy(io.Discard, o)
+	}()
+	return o
+}
+
+// Read implements io.Reader. After the end of the process it waits at most
+// execDrain for more, however long the client takes for what it got.
+func (o *output) Read(p []byte) (int, error) {
+	if o.ended.Load() {
+		_ = o.src.SetReadDeadline(time.Now().Add(execDrain))
+	}
+	n, err := o.src.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, unix.EIO) { // a terminal ends with EIO
+		err = io.EOF
+	}
+	return n, err
+}
+
+// drain waits for the rest of the output of a process that has ended.
+func (o *output) drain(ctx context.Context) {
+	o.ended.Store(true)
+	_ = o.src.SetReadDeadline(time.Now().Add(execDrain))
 	select {
-	case <-output:
-		return
-	case <-limit.C:
+	case <-o.done:
 	case <-ctx.Done():
 	}
-	_ = src.SetReadDeadline(time.Now())
-	<-output
 }
 
 func (r *Runtime) execPipes(ctx context.Context, id string, cmd []string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
@@ -283,28 +301,16 @@ func (r *Runtime) execPipes(ctx context.Context, id string, cmd []string, stdin 
 		}()
 		defer func() { _ = in.SetWriteDeadline(time.Now()) }()
 	}
-	type stream struct {
-		done chan struct{}
-		src  *os.File
+	var outputs []*output
+	if pipes.out != nil {
+		outputs = append(outputs, copyOutput(stdout, pipes.out))
 	}
-	var streams []stream
-	for _, s := range []struct {
-		dst io.Writer
-		src *os.File
-	}{{stdout, pipes.out}, {stderr, pipes.err}} {
-		if s.src == nil {
-			continue
-		}
-		done := make(chan struct{})
-		streams = append(streams, stream{done, s.src})
-		go func() {
-			defer close(done)
-			copyOut(s.dst, s.src)
-		}()
+	if pipes.err != nil {
+		outputs = append(outputs, copyOutput(stderr, pipes.err))
 	}
 	code, err := p.Wait()
-	for _, s := range streams {
-		drain(ctx, s.done, s.src)
+	for _, o := range outputs {
+		o.drain(ctx)
 	}
 	return code, err
 }
@@ -365,9 +371,7 @@ func (r *Runtime) AttachStream(ctx context.Context, id string, stdin io.Reader, 
 	if err != nil {
 		return err
 	}
-	if c.config.GetTty() != tty {
-		return invalid("container %s was created with tty=%v", c.id, c.config.GetTty())
-	}
+	tty = c.config.GetTty() // what the client has does not matter
 	if !c.config.GetStdin() {
 		stdin = nil
 	}
@@ -414,11 +418,8 @@ func (r *Runtime) AttachStream(ctx context.Context, id string, stdin io.Reader, 
 	case <-outputEnded:
 	case <-ctx.Done():
 	case <-c.ended:
-		rest := time.NewTimer(execDrain)
-		defer rest.Stop()
-		select {
+		select { // the shim ends the streams of a container that has ended
 		case <-finished:
-		case <-rest.C:
 		case <-ctx.Done():
 		}
 	}

@@ -53,6 +53,14 @@ func TestExecStream(t *testing.T) {
 	if out.String() != big {
 		t.Errorf("%d bytes of %d came back", out.Len(), len(big))
 	}
+	// A client that is slower than the grace for left-behind processes loses nothing.
+	slow := &slowWriter{pause: 1500 * time.Millisecond}
+	if err := h.Streams().Exec(h.ctx, id, []string{"head", "-c", "90000", "/dev/zero"}, nil, slow, nil, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if slow.n != 90000 {
+		t.Errorf("a slow client got %d bytes", slow.n)
+	}
 	in, typed := io.Pipe()
 	defer in.Close()
 	shown, screen := io.Pipe()
@@ -144,3 +152,17 @@ func TestPortForward(t *testing.T) {
 		t.Errorf("closed port: %v", err)
 	}
 }
+
+// slowWriter takes its time for each piece.
+type slowWriter struct {
+	pause time.Duration
+	n     int
+}
+
+func (w *slowWriter) Write(p []byte) (int, error) {
+	time.Sleep(w.pause)
+	w.n += len(p)
+	return len(p), nil
+}
+
+func (w *slowWriter) Close() error { return nil }
