@@ -29,6 +29,9 @@ import (
 // ioTimeout bounds each connection attempt and answer of a test.
 const ioTimeout = 2 * time.Second
 
+// dropTimeout is how long a packet is waited for that must not come.
+const dropTimeout = 300 * time.Millisecond
+
 // NewNS makes a namespace with its loopback link up; it is deleted with the test. It returns its path.
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
@@ -174,13 +177,27 @@ func Ask(ns, proto, addr string) (Answer, error) {
 }
 
 // Dial connects from inside ns.
-func Dial(ns, proto, addr string) (net.Conn, error) {
+func Dial(ns, proto, addr string) (net.Conn, error) { return dial(ns, proto, addr, ioTimeout) }
+
+func dial(ns, proto, addr string, limit time.Duration) (net.Conn, error) {
 	var c net.Conn
 	err := netns.Do(ns, func() (err error) {
-		c, err = (&net.Dialer{Timeout: ioTimeout}).Dial(proto, addr)
+		c, err = (&net.Dialer{Timeout: limit}).Dial(proto, addr)
 		return err
 	})
 	return c, err
+}
+
+// MustDrop fails the test when a TCP connection to addr is made, or refused, within dropTimeout.
+func MustDrop(t testing.TB, ns, addr string) {
+	t.Helper()
+	c, err := dial(ns, "tcp", addr, dropTimeout)
+	if err == nil {
+		c.Close()
+	}
+	var late net.Error
+	require.ErrorAs(t, err, &late, "%s must be dropped", addr)
+	require.True(t, late.Timeout(), "%s must be dropped: %v", addr, err)
 }
 
 // AskOn asks on a connection that is open.

@@ -101,13 +101,15 @@ func (p *Proxy) serviceRanges() []netip.Prefix {
 	return out
 }
 
-// prepareNode changes the kernel settings that the rules need.
-func (p *Proxy) prepareNode() error {
+// prepareNode changes the kernel setting that lets 127.0.0.1:<node port> leave for a pod; the rule in (*ruleset).guard keeps everybody else out.
+// Where it may not be changed, everything else works.
+func (p *Proxy) prepareNode() {
 	if p.opt.NoLoopbackNodePorts {
-		return nil
+		return
 	}
-	// Lets 127.0.0.1:<node port> leave for a pod; the rule in (*ruleset).guard keeps everybody else out.
-	return p.opt.Sysctl.Set("net/ipv4/conf/all/route_localnet", "1")
+	if err := p.opt.Sysctl.Set("net/ipv4/conf/all/route_localnet", "1"); err != nil {
+		p.log.Warn("node ports do not answer on 127.0.0.1", "err", err)
+	}
 }
 
 // routeServices gives processes of the node a route to the service ranges, so that their packets get as far as the rules also on a machine without a

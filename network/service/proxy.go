@@ -56,6 +56,7 @@ type state struct {
 	plans    map[source]*plan
 	owners   map[front]source
 	waiting  map[front]map[source]bool // who else wants a front
+	freed    []source                  // those of waiting who can have one now: the pass at work plans them again
 	hairpins map[netip.Addr]int        // plans that have the endpoint
 	ranges   map[setRef][]netip.Prefix
 	broken   bool // the table does not hold what plans say
@@ -176,9 +177,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.kernel = k
 	p.health = newHealthServers(p.opt, p.log)
 	defer p.health.close()
-	if err := p.prepareNode(); err != nil {
-		return err
-	}
+	p.prepareNode()
 	if !cache.WaitFor(ctx, "", p.checkers...) {
 		return nil
 	}
@@ -318,8 +317,9 @@ func (p *Proxy) get(s source) *v1.Service {
 func (p *Proxy) apply(dirty []source, ranges map[setRef][]netip.Prefix, stale *staleFlows) error {
 	b := newBatch()
 	b.ranges = ranges
-	for _, s := range dirty {
-		p.replan(s, b, stale)
+	for i := 0; i < len(dirty); i++ { // it grows while fronts come free
+		p.replan(dirty[i], b, stale)
+		dirty, p.freed = append(dirty, p.freed...), nil
 		if len(b.del)+len(b.add) > changesPerTx {
 			if err := p.commit(b); err != nil {
 				return err
@@ -363,6 +363,15 @@ func newBatch() *batch {
 	return &batch{del: elements{}, add: elements{}, chains: map[string]chainSpec{}}
 }
 
+// remove deletes an element: from the batch where it is only there, else from the kernel. Deletions are sent before additions.
+func (b *batch) remove(key elemKey, v elemValue) {
+	if _, fresh := b.add[key]; fresh {
+		delete(b.add, key)
+		return
+	}
+	b.del[key] = v
+}
+
 // commit sends a batch, or builds everything anew when the table is not known to hold the rest.
 func (p *Proxy) commit(b *batch) error {
 	if p.broken {
@@ -389,7 +398,9 @@ func (p *Proxy) replan(s source, b *batch, stale *staleFlows) {
 	}
 	stale.note(old, plan)
 	del, add := diff(render(old, map[string]chainSpec{}), render(plan, b.chains))
-	maps.Copy(b.del, del)
+	for k, v := range del {
+		b.remove(k, v)
+	}
 	maps.Copy(b.add, add)
 	p.countHairpins(old, plan, b)
 }
@@ -450,9 +461,7 @@ func (p *Proxy) claim(s source, next, old *plan) *plan {
 
 func (p *Proxy) disown(f front) {
 	delete(p.owners, f)
-	for s := range p.waiting[f] {
-		p.mark(s)
-	}
+	p.freed = append(p.freed, slices.Collect(maps.Keys(p.waiting[f]))...)
 }
 
 func (p *Proxy) countHairpins(old, next *plan, b *batch) {
@@ -469,11 +478,7 @@ func (p *Proxy) countHairpins(old, next *plan, b *batch) {
 				b.add[key] = elemValue{}
 			case p.hairpins[ip] == 0:
 				delete(p.hairpins, ip)
-				if _, fresh := b.add[key]; fresh {
-					delete(b.add, key)
-				} else {
-					b.del[key] = elemValue{}
-				}
+				b.remove(key, elemValue{})
 			}
 		}
 	}
