@@ -95,7 +95,7 @@ func TestUnknownAddressesAreRejected(t *testing.T) {
 		require.NotContains(t, err.Error(), "timeout", "from the machine to %s", ip)
 		require.Less(t, time.Since(begin), 3*time.Second)
 		for i := range nodes {
-			_, err := c.Kubectl(t.Context(), "exec", "-n", ns, fmt.Sprintf("p%d", i), "--", "wget", "-q", "-T", "5", "-O", "-", "http://"+ip+"/")
+			_, err := c.Kubectl(t.Context(), "exec", "-n", ns, fmt.Sprintf("p%d", i), "--", "timeout", "5", "wget", "-q", "-O", "-", "http://"+ip+"/")
 			require.Error(t, err)
 			require.Regexp(t, "refused|unreachable|prohibited|No route", err.Error(), "from the pod on node %d to %s", i, ip)
 		}
@@ -106,7 +106,7 @@ func TestUnknownAddressesAreRejected(t *testing.T) {
 	_, err = conn.Write([]byte("hello"))
 	require.NoError(t, err)
 	require.NoError(t, conn.Close())
-	c.Kubectl(t.Context(), "exec", "-n", ns, "p1", "--", "wget", "-q", "-T", "1", "-O", "-", "http://203.0.113.10/") // nobody answers
+	c.Kubectl(t.Context(), "exec", "-n", ns, "p1", "--", "timeout", "1", "wget", "-q", "-O", "-", "http://203.0.113.10/") // nobody answers
 	eventually(t, 5*time.Second, "the world hears the machine and the pod", func() (bool, string) {
 		return seen.packets("203.0.113.9/32") > 0 && seen.packets("203.0.113.10/32") > 0, fmt.Sprint(seen.to)
 	})

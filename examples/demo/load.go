@@ -113,7 +113,7 @@ func podTarget(c *rig.Cluster, pod, url string) target {
 		quiet := *c
 		quiet.Log = nil
 		cmd := quiet.KubectlCommand(ctx, "exec", "-i", pod, "--", "sh", "-c",
-			fmt.Sprintf(`while read -r line; do wget -q -T %d -O - %s 2>&1 || echo "failed: status $?"; done`, int(requestTimeout.Seconds()), url))
+			fmt.Sprintf(`while read -r line; do timeout %d wget -q -O - %s 2>&1 || echo "failed: status $?"; done`, int(requestTimeout.Seconds()), url))
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			cancel()
