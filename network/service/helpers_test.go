@@ -30,9 +30,8 @@ func hostPort(port uint16, proto v1.Protocol) pod.PortMapping {
 
 func request(p nettest.Pod) pod.Request { return pod.Request{SandboxID: p.ID} }
 
-// health asks a health check port and returns the status.
-func health(t *testing.T, ns, addr string) int {
-	t.Helper()
+// health asks a health check port and returns the status, 0 when nobody answers.
+func health(ns, addr string) int {
 	c := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(context.Context, string, string) (net.Conn, error) {
@@ -40,7 +39,9 @@ func health(t *testing.T, ns, addr string) int {
 		},
 	}}
 	res, err := c.Get("http://" + addr + "/healthz")
-	require.NoError(t, err)
+	if err != nil {
+		return 0
+	}
 	res.Body.Close()
 	return res.StatusCode
 }
