@@ -188,8 +188,8 @@ func (n *nodeState) runtimeVersion() string {
 	version := "unknown"
 	ctx, cancel := context.WithTimeout(n.a.ctx, nodeRetryMax)
 	defer cancel()
-	if v, err := n.a.runtime.Version(ctx); err == nil {
-		version = v.String()
+	if v, err := n.a.opts.Runtime.Version(ctx, ""); err == nil && v.RuntimeVersion != "" {
+		version = v.RuntimeVersion
 	}
 	return n.a.runtime.Type() + "://" + version
 }

@@ -3,7 +3,8 @@
 // A probe loop exists only while its container runs: Sync, called with every
 // new pod status, starts loops for containers that run and stops the others.
 // The first probe comes with the container's start plus its initial delay, not
-// with the next tick of a clock. While a container is young, its startup and
+// with the next tick of a clock (a liveness probe without a delay: after one
+// period). While a container is young, its startup and
 // readiness probes are also tried between periods, ever less often; such early
 // tries can succeed but never count as failures, so that a pod is ready as soon
 // as it is and thresholds mean what they say.
@@ -249,7 +250,11 @@ func (m *Manager) run(k loopKey, t target, startedAt time.Time) {
 func (m *Manager) follow(ctx context.Context, kind Kind, t target, startedAt time.Time) {
 	spec := kind.of(t.container)
 	period := time.Duration(max(spec.PeriodSeconds, 1)) * time.Second
-	first := startedAt.Add(time.Duration(spec.InitialDelaySeconds) * time.Second)
+	delay := time.Duration(spec.InitialDelaySeconds) * time.Second
+	if kind == Liveness && delay == 0 {
+		delay = period // a container that listens late is not dead
+	}
+	first := startedAt.Add(delay)
 	timer := time.NewTimer(max(time.Until(first), 0))
 	defer timer.Stop()
 	young := kind != Liveness && time.Since(startedAt) < period
