@@ -5,8 +5,11 @@ import (
 	"fmt"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/value"
 
 	"knarr/store"
@@ -28,6 +31,7 @@ type Kind struct {
 	store  *store.Store
 	prefix string // key prefix with the final slash: /registry/pods/
 	form   form
+	attrs  storage.AttrFunc // labels and selectable fields of an object of the form's version; nil where nobody selects
 }
 
 // A form converts between what the table holds and what the REST storage works with.
@@ -37,6 +41,52 @@ type form interface {
 	toStored(obj runtime.Object) (runtime.Object, error)
 	// fromStored gives an object that the REST storage may own, of the version it works with.
 	fromStored(rec *store.Record) (runtime.Object, error)
+}
+
+// Plain reports whether the stored objects are what clients of the stored version get, byte for byte: true for all
+// built-in kinds, false for custom resources, whose versions are converted, pruned and defaulted on the way.
+func (k *Kind) Plain() bool {
+	_, ok := k.form.(*hubForm)
+	return ok
+}
+
+// Select makes the selection of a request for objects of the stored version; namespace "" means all of them.
+func (k *Kind) Select(namespace string, label labels.Selector, field fields.Selector) Selection {
+	sel := Selection{Prefix: k.prefix, Label: label}
+	if namespace != "" {
+		sel.Prefix += namespace + "/"
+	}
+	if field != nil && !field.Empty() {
+		sel.Match = k.fieldMatch(storage.SelectionPredicate{Label: labels.Everything(), Field: field, GetAttrs: k.attrs})
+	}
+	return sel
+}
+
+// New makes an empty object of the stored type.
+func (k *Kind) New() (runtime.Object, error) {
+	f, ok := k.form.(*hubForm)
+	if !ok {
+		return nil, fmt.Errorf("%s has no Go type", k.Resource)
+	}
+	obj, err := f.scheme.New(k.Stored)
+	if err == nil {
+		obj.GetObjectKind().SetGroupVersionKind(k.Stored)
+	}
+	return obj, err
+}
+
+// ConvertFieldLabel checks a field selector's field and gives its canonical name.
+func (k *Kind) ConvertFieldLabel(label, value string) (string, string, error) {
+	f, ok := k.form.(*hubForm)
+	if !ok {
+		return "", "", fmt.Errorf("%s has no Go type", k.Resource)
+	}
+	return f.scheme.ConvertFieldLabel(k.Stored, label, value)
+}
+
+// NotNewer fails when a client asks for a revision that the store has not reached.
+func (k *Kind) NotNewer(resourceVersion string) error {
+	return k.notNewer(storage.APIObjectVersioner{}, resourceVersion)
 }
 
 // Prefix is the key prefix of the kind, with its final slash.

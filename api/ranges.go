@@ -45,7 +45,7 @@ func (r *Registry) newRangeStore(alloc allocator.Snapshottable, key string, reso
 		return nil, err
 	}
 	newFunc := func() runtime.Object { return &core.RangeAllocation{} }
-	kind, err := r.open(config.ForResource(resource), "/ranges", newFunc())
+	kind, err := r.open(config.ForResource(resource), "/ranges", newFunc(), nil)
 	if err != nil {
 		return nil, err
 	}

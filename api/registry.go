@@ -152,9 +152,9 @@ func isUnstructured(example runtime.Object) bool {
 
 // decorate is the generic.StorageDecorator that puts our Storage under a REST storage type.
 func (r *Registry) decorate(config *storagebackend.ConfigForResource, resourcePrefix string, _ func(runtime.Object) (string, error),
-	newFunc, newListFunc func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs, _ *cache.Indexers,
+	newFunc, newListFunc func() runtime.Object, attrs storage.AttrFunc, _ storage.IndexerFuncs, _ *cache.Indexers,
 ) (storage.Interface, factory.DestroyFunc, error) {
-	kind, err := r.open(config, resourcePrefix, newFunc())
+	kind, err := r.open(config, resourcePrefix, newFunc(), attrs)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -162,8 +162,8 @@ func (r *Registry) decorate(config *storagebackend.ConfigForResource, resourcePr
 }
 
 // open makes the kind of a resource and opens its table.
-func (r *Registry) open(config *storagebackend.ConfigForResource, resourcePrefix string, example runtime.Object) (*Kind, error) {
-	kind := &Kind{Resource: config.GroupResource, store: r.store, prefix: KeyRoot + resourcePrefix + "/"}
+func (r *Registry) open(config *storagebackend.ConfigForResource, resourcePrefix string, example runtime.Object, attrs storage.AttrFunc) (*Kind, error) {
+	kind := &Kind{Resource: config.GroupResource, store: r.store, prefix: KeyRoot + resourcePrefix + "/", attrs: attrs}
 	codec := &tableCodec{transformer: r.transformers[config.GroupResource]}
 	if isUnstructured(example) {
 		kind.Stored = example.GetObjectKind().GroupVersionKind()

@@ -64,7 +64,7 @@ var shared struct {
 }
 
 // theCluster is one that tests share; each test works in a namespace of its own.
-func theCluster(t *testing.T) *cluster {
+func theCluster(t testing.TB) *cluster {
 	t.Helper()
 	shared.once.Do(func() { shared.c = startCluster(t, vfs.NewMem(), nil) })
 	require.NotNil(t, shared.c)
@@ -72,7 +72,7 @@ func theCluster(t *testing.T) *cluster {
 }
 
 // startCluster runs an API on the file system; the caller stops it unless it is shared.
-func startCluster(t *testing.T, fs vfs.FS, transformers map[schema.GroupResource]value.Transformer) *cluster {
+func startCluster(t testing.TB, fs vfs.FS, transformers map[schema.GroupResource]value.Transformer) *cluster {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	engine, err := pebble.Open(ctx, pebble.Options{Dir: "db", FS: fs})
@@ -118,7 +118,7 @@ func startCluster(t *testing.T, fs vfs.FS, transformers map[schema.GroupResource
 }
 
 // authority makes a key and a certificate of it.
-func authority(t *testing.T) (*ecdsa.PrivateKey, []byte) {
+func authority(t testing.TB) (*ecdsa.PrivateKey, []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)

@@ -95,7 +95,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err := s.extend(in, services, webhook.NewDefaultAuthenticationInfoResolverWrapper(c.ProxyTransport, nil, c.Loopback, noTracing())); err != nil {
 		return nil, err
 	}
-	s.handler = newChain(s.newRouter(in), s.id, legacyscheme.Codecs, s.running)
+	s.handler = newChain(&reader{registry: c.Registry, next: s.newRouter(in)}, s.id, legacyscheme.Codecs, s.running)
 	return s, nil
 }
 

@@ -1,0 +1,386 @@
+package apiserver
+
+import (
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"reflect"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	internalscheme "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme"
+	internalvalidation "k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"knarr/api"
+)
+
+const (
+	// compressFrom is the size from which an answer is compressed for a client that is not on this machine, as upstream.
+	compressFrom = 128 << 10
+	// watchBufferBytes is what a watch gathers before it writes.
+	watchBufferBytes = 64 << 10
+)
+
+// reader answers gets, lists and watches of built-in kinds straight from the store: the same object that everybody reads,
+// encoded once. What it does not know (tables, other versions, custom resources) goes to upstream's handlers.
+type reader struct {
+	registry *api.Registry
+	next     http.Handler
+}
+
+// read is one request that the reader can answer.
+type read struct {
+	info   *apirequest.RequestInfo
+	kind   *api.Kind
+	format format
+}
+
+func (r *reader) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	rd := r.accept(req)
+	if rd == nil {
+		r.next.ServeHTTP(w, req)
+		return
+	}
+	var err error
+	switch rd.info.Verb {
+	case "get":
+		err = rd.get(w, req)
+	case "list":
+		err = rd.list(w, req)
+	case "watch":
+		err = rd.watch(w, req)
+	}
+	if err != nil {
+		responsewriters.ErrorNegotiated(err, legacyscheme.Codecs, rd.kind.Stored.GroupVersion(), w, req)
+	}
+}
+
+// accept decides whether the request is one for this path.
+func (r *reader) accept(req *http.Request) *read {
+	info, ok := apirequest.RequestInfoFrom(req.Context())
+	if !ok || !info.IsResourceRequest || info.Subresource != "" || req.Method != http.MethodGet {
+		return nil
+	}
+	if info.Verb != "get" && info.Verb != "list" && info.Verb != "watch" || len(info.Parts) > 2 || strings.Contains(req.URL.Path, "/watch/") {
+		return nil
+	}
+	kind := r.registry.Kind(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource})
+	if kind == nil || !kind.Plain() || kind.Stored.Group != info.APIGroup || kind.Stored.Version != info.APIVersion || isDeprecated(kind) {
+		return nil
+	}
+	f := formatFor(req.Header.Get("Accept"))
+	if f == nil || strings.Contains(req.URL.RawQuery, "pretty=") || req.Header.Get("Upgrade") != "" {
+		return nil
+	}
+	if _, ok := f.(protoFormat); ok && isJSONOnly(kind.Stored.Group) {
+		return nil
+	}
+	return &read{info: info, kind: kind, format: f}
+}
+
+// isJSONOnly tells groups whose Go types have no protobuf form that is served.
+func isJSONOnly(group string) bool {
+	return group == "apiextensions.k8s.io" || group == "apiregistration.k8s.io"
+}
+
+// isDeprecated tells kinds whose every answer carries a warning, which upstream's handlers add.
+func isDeprecated(kind *api.Kind) bool {
+	return kind.Stored == schema.GroupVersionKind{Version: "v1", Kind: "Endpoints"}
+}
+
+func (rd *read) get(w http.ResponseWriter, req *http.Request) error {
+	if v := req.URL.Query().Get("resourceVersion"); v != "" && v != "0" {
+		if err := rd.kind.NotNewer(v); err != nil {
+			return rd.interpret(err)
+		}
+	}
+	rec := rd.kind.Table.Get(rd.kind.Key(rd.info.Namespace, rd.info.Name))
+	if rec == nil {
+		return apierrors.NewNotFound(rd.kind.Resource, rd.info.Name)
+	}
+	data, err := rd.format.object(nil, rec, rd.kind.Stored)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	return write(w, req, rd.format.contentType(), data)
+}
+
+func (rd *read) list(w http.ResponseWriter, req *http.Request) error {
+	sel, opts, _, err := rd.selection(req)
+	if err != nil {
+		return err
+	}
+	page, err := rd.kind.List(sel, opts)
+	if err != nil {
+		return rd.interpret(err)
+	}
+	data, err := rd.format.list(nil, page, rd.kind.Stored)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	return write(w, req, rd.format.contentType(), data)
+}
+
+// interpret gives a storage error the status that upstream's registry gives it.
+func (rd *read) interpret(err error) error {
+	var status apierrors.APIStatus
+	switch {
+	case errors.As(err, &status):
+		return err
+	case storage.IsTooLargeResourceVersion(err):
+		return err
+	}
+	return apierrors.NewInternalError(err)
+}
+
+// selection reads the request's parameters as upstream's list handler does.
+func (rd *read) selection(req *http.Request) (api.Selection, storage.ListOptions, *internalversion.ListOptions, error) {
+	opts := &internalversion.ListOptions{}
+	fail := func(err error) (api.Selection, storage.ListOptions, *internalversion.ListOptions, error) {
+		return api.Selection{}, storage.ListOptions{}, nil, err
+	}
+	if err := internalscheme.ParameterCodec.DecodeParameters(req.URL.Query(), metav1.SchemeGroupVersion, opts); err != nil {
+		return fail(apierrors.NewBadRequest(err.Error()))
+	}
+	internalversion.SetListOptionsDefaults(opts, true)
+	if errs := internalvalidation.ValidateListOptions(opts, true); len(errs) > 0 {
+		return fail(apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "ListOptions"}, "", errs))
+	}
+	if opts.FieldSelector != nil {
+		var err error
+		opts.FieldSelector, err = opts.FieldSelector.Transform(func(label, value string) (string, string, error) {
+			return rd.kind.ConvertFieldLabel(label, value)
+		})
+		if err != nil {
+			return fail(apierrors.NewBadRequest(err.Error()))
+		}
+	}
+	label := opts.LabelSelector
+	if label == nil {
+		label = labels.Everything()
+	}
+	sel := rd.kind.Select(rd.info.Namespace, label, opts.FieldSelector)
+	return sel, storage.ListOptions{
+		ResourceVersion:      opts.ResourceVersion,
+		ResourceVersionMatch: opts.ResourceVersionMatch,
+		SendInitialEvents:    opts.SendInitialEvents,
+		Recursive:            true,
+		Predicate:            storage.SelectionPredicate{Limit: opts.Limit, Continue: opts.Continue, AllowWatchBookmarks: opts.AllowWatchBookmarks},
+	}, opts, nil
+}
+
+// write sends a whole answer.
+func write(w http.ResponseWriter, req *http.Request, contentType string, data []byte) error {
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	if len(data) < compressFrom || !strings.Contains(req.Header.Get("Accept-Encoding"), "gzip") || isLocal(req) {
+		h.Set("Content-Length", fmt.Sprint(len(data)))
+		_, _ = w.Write(data)
+		return nil
+	}
+	h.Set("Content-Encoding", "gzip")
+	h.Add("Vary", "Accept-Encoding")
+	z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	if _, err = z.Write(data); err == nil {
+		err = z.Close()
+	}
+	_ = err // the client went away: nobody is left to tell
+	return nil
+}
+
+// isLocal tells clients for whom compression only costs.
+func isLocal(req *http.Request) bool {
+	host, _, err := net.SplitHostPort(req.RemoteAddr)
+	return err != nil || net.ParseIP(host).IsLoopback()
+}
+
+// watcher writes one watch.
+type watcher struct {
+	*read
+	w       http.ResponseWriter
+	control *http.ResponseController
+	changes *api.Changes
+	buffer  []byte
+}
+
+func (rd *read) watch(w http.ResponseWriter, req *http.Request) error {
+	sel, opts, params, err := rd.selection(req)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(req.Context(), watchTimeout(params))
+	defer cancel()
+	changes, err := rd.kind.Follow(sel, opts)
+	wt := &watcher{read: rd, w: w, control: http.NewResponseController(w), changes: changes}
+	if err != nil {
+		var status apierrors.APIStatus
+		if !errors.As(err, &status) || status.Status().Code != http.StatusGone {
+			return rd.interpret(err)
+		}
+		wt.begin()
+		wt.fail(err)
+		return nil
+	}
+	defer changes.Stop()
+	wt.begin()
+	wt.run(ctx, opts.Predicate.AllowWatchBookmarks)
+	return nil
+}
+
+// watchTimeout is the client's wish, or thirty to sixty minutes so that watches do not all end at once.
+func watchTimeout(opts *internalversion.ListOptions) time.Duration {
+	if opts.TimeoutSeconds != nil && *opts.TimeoutSeconds > 0 {
+		return time.Duration(*opts.TimeoutSeconds) * time.Second
+	}
+	return MinWatchTimeout + rand.N(MinWatchTimeout)
+}
+
+func (wt *watcher) begin() {
+	wt.w.Header().Set("Content-Type", wt.format.streamType())
+	wt.w.WriteHeader(http.StatusOK)
+	_ = wt.control.Flush()
+}
+
+// run delivers changes until the client or the time is gone, or the reader has fallen out of the window.
+func (wt *watcher) run(ctx context.Context, bookmarks bool) {
+	initial, end := wt.changes.Initial()
+	if !wt.send(initial) || end && !wt.bookmark(true) || !wt.flush() {
+		return
+	}
+	var tick <-chan time.Time
+	if bookmarks {
+		ticker := time.NewTicker(api.BookmarkPeriod)
+		defer ticker.Stop()
+		tick = ticker.C
+	}
+	told := wt.changes.Revision()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+			if now := wt.changes.Revision(); now > told {
+				told = now
+				if !wt.bookmark(false) || !wt.flush() {
+					return
+				}
+			}
+		case <-wt.changes.Ready():
+			pending, err := wt.changes.Pending()
+			if err != nil {
+				wt.fail(err)
+				return
+			}
+			if !wt.send(pending) || !wt.flush() {
+				return
+			}
+		}
+	}
+}
+
+func (wt *watcher) send(changes []api.Change) bool {
+	for _, c := range changes {
+		data, err := wt.encoded(c)
+		if err != nil {
+			wt.fail(apierrors.NewInternalError(err))
+			return false
+		}
+		wt.buffer = wt.format.event(wt.buffer, c.Type, data, wt.kind.Stored)
+		if len(wt.buffer) >= watchBufferBytes && !wt.drain() {
+			return false
+		}
+	}
+	return true
+}
+
+// encoded gives the shared bytes of a change's object; an object that left the selection shows the revision of its leaving.
+func (wt *watcher) encoded(c api.Change) ([]byte, error) {
+	if c.Revision == c.Record.Revision {
+		return wt.format.raw(c.Record)
+	}
+	obj, err := atRevision(c.Record.Object, c.Revision)
+	if err != nil {
+		return nil, err
+	}
+	return wt.format.encode(obj)
+}
+
+func (wt *watcher) drain() bool {
+	_, err := wt.w.Write(wt.buffer)
+	wt.buffer = wt.buffer[:0]
+	return err == nil
+}
+
+func (wt *watcher) flush() bool {
+	if len(wt.buffer) == 0 {
+		return true
+	}
+	ok := wt.drain() && wt.control.Flush() == nil
+	if cap(wt.buffer) > watchBufferBytes {
+		wt.buffer = nil
+	}
+	return ok
+}
+
+// bookmark tells the client how far it is.
+func (wt *watcher) bookmark(end bool) bool {
+	obj, err := wt.kind.New()
+	if err != nil {
+		return false
+	}
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return false
+	}
+	m.SetResourceVersion(fmt.Sprint(wt.changes.Revision()))
+	if end {
+		m.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
+	}
+	data, err := wt.format.encode(obj)
+	if err != nil {
+		return false
+	}
+	wt.buffer = wt.format.event(wt.buffer, watch.Bookmark, data, wt.kind.Stored)
+	return true
+}
+
+// fail ends the watch with an error event.
+func (wt *watcher) fail(err error) {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		status = apierrors.NewInternalError(err)
+	}
+	s := status.Status()
+	s.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
+	if data, err := wt.format.encode(&s); err == nil {
+		wt.buffer = wt.format.event(wt.buffer, watch.Error, data, schema.GroupVersionKind{Version: "v1", Kind: "Status"})
+		wt.flush()
+	}
+}
+
+// shallow copies the struct that obj points to, and nothing below it.
+func shallow(obj runtime.Object) runtime.Object {
+	v := reflect.ValueOf(obj).Elem()
+	out := reflect.New(v.Type())
+	out.Elem().Set(v)
+	return out.Interface().(runtime.Object)
+}
