@@ -204,6 +204,7 @@ func (n *node) start(g *group) error {
 		case <-ctx.Done():
 		case <-n.network.Ready():
 			n.agent.NetworkChanged()
+			n.forgetDead(ctx)
 		}
 	})
 	g.run("image socket", func(ctx context.Context) error {
@@ -211,6 +212,21 @@ func (n *node) start(g *group) error {
 	})
 	g.run("agent", n.agent.Run)
 	return nil
+}
+
+// forgetDead takes back the links and addresses of sandboxes that went while no agent ran.
+func (n *node) forgetDead(ctx context.Context) {
+	sandboxes, err := n.runtime.ListPodSandbox(ctx, nil)
+	if err != nil {
+		return
+	}
+	live := make([]string, len(sandboxes))
+	for i, s := range sandboxes {
+		live[i] = s.Id
+	}
+	if err := n.network.Reconcile(ctx, live); err != nil {
+		n.config.log.Error("links and addresses of dead pods are left", "err", err)
+	}
 }
 
 // onRegistered calls config.registered when the node's object is there.

@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	aggregatorinformers "k8s.io/kube-aggregator/pkg/client/informers/externalversions"
 
@@ -28,6 +29,8 @@ import (
 	"knarr/cli"
 	"knarr/client"
 	"knarr/control"
+	"knarr/network/loadbalancer"
+	"knarr/node/image"
 	"knarr/scheduler"
 	"knarr/store"
 	"knarr/store/pebble"
@@ -51,7 +54,10 @@ const (
 type System struct{}
 
 // New gives the parts to the command line.
-func New() *System { return &System{} }
+func New() *System {
+	image.QuietLibraries()
+	return &System{}
+}
 
 var _ cli.System = (*System)(nil)
 
@@ -249,7 +255,11 @@ func (p *controlPlane) bootstrap(ctx context.Context, g *group) error {
 	g.run("certificates", func(ctx context.Context) error {
 		return p.authority.Maintain(ctx, cli.AdminKubeconfig(p.config.Dir), p.config.Name, url)
 	})
-	g.run("controllers", func(ctx context.Context) error { return control.Run(ctx, p.controlOptions()) })
+	o, err := p.controlOptions()
+	if err != nil {
+		return err
+	}
+	g.run("controllers", func(ctx context.Context) error { return control.Run(ctx, o) })
 	g.run("scheduler", func(ctx context.Context) error { return scheduler.Run(ctx, p.schedulerOptions()) })
 	p.config.Ready()
 	return nil
@@ -260,9 +270,10 @@ func (p *controlPlane) readers() client.Options {
 	return client.Options{Tables: p.tables, Convert: api.Convert}
 }
 
-func (p *controlPlane) controlOptions() control.Options {
-	return control.Options{
-		Config:            func(u user.Info) *rest.Config { return client.Config(&p.handler, u) },
+func (p *controlPlane) controlOptions() (control.Options, error) {
+	as := func(u user.Info) *rest.Config { return client.Config(&p.handler, u) }
+	o := control.Options{
+		Config:            as,
 		Informers:         client.NewFactory(p.readers()),
 		Metadata:          client.NewMetadataFactory(p.readers(), nil),
 		Changed:           p.tables.Changed,
@@ -273,6 +284,19 @@ func (p *controlPlane) controlOptions() control.Options {
 		ServingSigner:     signer(p.authority.ServerCAFile()),
 		ServiceAccountKey: p.authority.ServiceAccountKey(),
 	}
+	// Upstream's bootstrap policy gives this account the rights of a cloud's service controller, whose part this is.
+	balancers, err := kubernetes.NewForConfig(as(client.ServiceAccount("service-controller")))
+	if err != nil {
+		return o, err
+	}
+	lb, err := loadbalancer.New(balancers, o.Informers, loadbalancer.Options{
+		ReservedPorts: []int32{int32(p.config.Port), int32(p.config.KubeletPort)}, Log: p.log,
+	})
+	if err != nil {
+		return o, err
+	}
+	o.Extra = []control.Controller{{Name: "load-balancer", Run: lb.Run}}
+	return o, nil
 }
 
 // signer is one of the authorities' files, which hold certificate and key.

@@ -8,12 +8,10 @@ import (
 	"syscall"
 
 	"knarr/cli"
-	"knarr/node/image"
 	"knarr/system"
 )
 
 func main() {
-	image.QuietLibraries()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := cli.Execute(ctx, os.Args[1:], system.New())
 	stop()
