@@ -34,6 +34,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/kubelet/allocation"
 	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
+	"k8s.io/kubernetes/pkg/kubelet/images"
 	"k8s.io/kubernetes/pkg/kubelet/kuberuntime"
 	"k8s.io/kubernetes/pkg/kubelet/network/dns"
 	"k8s.io/kubernetes/pkg/kubelet/runtimeclass"
@@ -78,6 +79,7 @@ type Agent struct {
 	allocation       allocation.Manager
 	crashBackoff     *flowcontrol.Backoff
 	node             *nodeState
+	leftovers        chan struct{} // holds one
 
 	// Set by Run before any worker starts.
 	runtime  kuberuntime.KubeGenericRuntime
@@ -85,6 +87,8 @@ type Agent struct {
 	features *kubecontainer.RuntimeFeatures
 	users    *userns.UsernsManager
 	machine  *cadvisorapi.MachineInfo
+	// imageHooks are told which images are left after unused ones were removed.
+	imageHooks []images.PostImageGCHook
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker
@@ -103,7 +107,7 @@ func New(opts Options) (*Agent, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	a := &Agent{opts: opts, ctx: ctx, stop: stop, workers: map[types.UID]*worker{},
-		crashBackoff: flowcontrol.NewBackOff(backoffFirst, backoffMax), resizes: newResizeConditions()}
+		crashBackoff: flowcontrol.NewBackOff(backoffFirst, backoffMax), resizes: newResizeConditions(), leftovers: make(chan struct{}, 1)}
 	a.startRecorder()
 	a.serviceInformer = opts.Informers.Core().V1().Services()
 	a.serviceInformer.Informer() // registers it with the factory
@@ -289,6 +293,7 @@ func (a *Agent) drop(w *worker) {
 	a.statuses.Forget(w.uid)
 	a.tokens.Forget(w.uid)
 	a.forgetResizes(w.uid)
+	a.leave()
 	klog.FromContext(a.ctx).V(4).Info("Pod is gone from the node", "podUID", w.uid)
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sort"
 	"strings"
@@ -23,6 +24,9 @@ const (
 	imagesLowPercent  = 80
 	// imagesMinAge is how long an image is kept at least.
 	imagesMinAge = 2 * time.Minute
+	// leftoverDelay is how long after a pod is gone its last traces in the
+	// runtime manager are removed, together with those of others.
+	leftoverDelay = 30 * time.Second
 )
 
 // collectGarbage removes unused images when the disk is filling, until ctx ends.
@@ -33,6 +37,8 @@ func (a *Agent) collectGarbage(ctx context.Context) {
 	defer gc.Stop()
 	check := time.NewTimer(0)
 	defer check.Stop()
+	leftovers := time.NewTimer(leftoverDelay)
+	defer leftovers.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -43,6 +49,14 @@ func (a *Agent) collectGarbage(ctx context.Context) {
 			}
 			a.node.poke()
 			gc.Reset(imagesEvery)
+		case <-a.leftovers:
+			leftovers.Reset(leftoverDelay)
+		case <-leftovers.C:
+			// Old sandboxes of running pods, records and logs of pods that are gone.
+			policy := kubecontainer.GCPolicy{MaxPerPodContainer: -1, MaxContainers: -1}
+			if err := a.runtime.GarbageCollect(ctx, policy, a.admitted(), false); err != nil && ctx.Err() == nil {
+				klog.FromContext(ctx).Error(err, "Leftovers of pods not removed")
+			}
 		case <-check.C:
 			check.Reset(pressure.check(ctx))
 		}
@@ -62,7 +76,10 @@ func (g *imageGC) run(ctx context.Context) error {
 		return err
 	}
 	if used := 100 - d.available*100/d.total; used < imagesHighPercent {
-		return g.look(ctx)
+		if _, err := g.unused(ctx); err != nil {
+			return err
+		}
+		return g.forgetPulls(ctx)
 	}
 	want := int64(d.total*(100-imagesLowPercent)/100) - int64(d.available)
 	freed, err := g.free(ctx, want)
@@ -70,13 +87,24 @@ func (g *imageGC) run(ctx context.Context) error {
 		g.a.recorder.Eventf(g.a.node.ref(), v1.EventTypeWarning, events.FreeDiskSpaceFailed,
 			"Failed to garbage collect required amount of images. Attempted to free %d bytes, but only found %d bytes eligible to free.", want, freed)
 	}
-	return err
+	return errors.Join(err, g.forgetPulls(ctx))
 }
 
-// look notes which images there are since when.
-func (g *imageGC) look(ctx context.Context) error {
-	_, err := g.unused(ctx)
-	return err
+// forgetPulls drops the records of who pulled images that are gone.
+func (g *imageGC) forgetPulls(ctx context.Context) error {
+	began := time.Now()
+	all, err := g.a.runtime.ListImages(ctx)
+	if err != nil {
+		return err
+	}
+	ids := make([]string, 0, len(all))
+	for _, img := range all {
+		ids = append(ids, img.ID)
+	}
+	for _, hook := range g.a.imageHooks {
+		hook(ctx, ids, began)
+	}
+	return nil
 }
 
 // unused returns the images that nothing uses, the one seen first first.
@@ -140,3 +168,14 @@ func formatConditions(types []v1.NodeConditionType) string {
 	slices.Sort(s)
 	return "[" + strings.Join(s, " ") + "]"
 }
+
+// leave tells that a pod left something that is to be removed later.
+func (a *Agent) leave() {
+	select {
+	case a.leftovers <- struct{}{}:
+	default:
+	}
+}
+
+// admitted reports whether all pods of the API are known.
+func (a *Agent) admitted() bool { return allSources{a}.AllReady() }

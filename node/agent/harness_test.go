@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -85,6 +86,7 @@ type node struct {
 	events *record.FakeRecorder
 	cgroup string
 	tune   func(*agent.Options)
+	before goleak.Option // goroutines that were there before
 
 	stop func()
 }
@@ -99,7 +101,7 @@ func newNode(t testing.TB, tune func(*agent.Options)) *node {
 	if os.Geteuid() != 0 {
 		t.Skip("containers need root")
 	}
-	n := &node{t: t, dir: t.TempDir(), cgroup: "/knarr-agent-test-" + random(), tune: tune}
+	n := &node{t: t, before: goleak.IgnoreCurrent(), dir: t.TempDir(), cgroup: "/knarr-agent-test-" + random(), tune: tune}
 	n.client = fake.NewSimpleClientset(
 		&v1.Service{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes", Namespace: "default"},
 			Spec: v1.ServiceSpec{ClusterIP: "10.43.0.1", Ports: []v1.ServicePort{{Name: "https", Port: 443, Protocol: v1.ProtocolTCP}}}},
@@ -214,6 +216,7 @@ func (n *node) destroy() {
 		}
 	}
 	removeCgroups(n.cgroup)
+	goleak.VerifyNone(n.t, n.before)
 }
 
 // pod makes a pod of one container that runs a shell script.

@@ -51,7 +51,7 @@ func (a *Agent) buildRuntime(ctx context.Context) error {
 	parallel := int32(maxPulls)
 	info := machineInfo(a.opts.NodeName)
 	a.machine = info
-	rt, _, err := kuberuntime.NewKubeGenericRuntimeManager(ctx, a.recorder, liveness, readiness, startup,
+	rt, hooks, err := kuberuntime.NewKubeGenericRuntimeManager(ctx, a.recorder, liveness, readiness, startup,
 		a.opts.RootDir, a.opts.PodLogsDir, info, podStates{a}, int32(a.opts.MaxPods), hostOS{}, helper{a},
 		&http.Client{Timeout: hookTimeout}, flowcontrol.NewBackOff(backoffFirst, backoffMax), false, &parallel, 0, 0,
 		string(kubeletconfig.NeverVerifyPreloadedImages), nil, "", "", new(bool), true, metav1.Duration{Duration: cpuPeriod},
@@ -60,7 +60,7 @@ func (a *Agent) buildRuntime(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("agent: container runtime: %w", err)
 	}
-	a.runtime = rt
+	a.runtime, a.imageHooks = rt, hooks
 	a.probes.SetRunner(rt)
 	st, err := rt.Status(ctx)
 	if err != nil {
@@ -309,3 +309,6 @@ type hostOS struct{ kubecontainer.RealOS }
 
 // Symlink makes nothing.
 func (hostOS) Symlink(string, string) error { return nil }
+
+// Glob, which is only asked for those links, finds none.
+func (hostOS) Glob(string) ([]string, error) { return nil, nil }

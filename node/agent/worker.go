@@ -291,6 +291,9 @@ func (w *worker) sync(ctx context.Context) (again time.Duration, ended bool) {
 	result := w.syncRuntime(ctx, pod, rs, &st)
 	w.remember(result)
 	w.a.resizeAfter(pod, result)
+	if len(rs.SandboxStatuses) > 1 {
+		w.a.leave() // an older sandbox
+	}
 	if len(result.SyncResults) == 0 && result.SyncError == nil {
 		w.a.removeDead(ctx, rs)
 		return deadline, false
