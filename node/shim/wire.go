@@ -100,8 +100,8 @@ func (r *fdReader) Read(p []byte) (int, error) {
 			err = perr
 		}
 	}
-	if err == nil && n == 0 && len(p) > 0 {
-		err = io.EOF
+	if errors.Is(err, io.EOF) || err == nil && n == 0 && len(p) > 0 {
+		err = io.EOF // unwrapped, as io.ReadFull wants it
 	}
 	return n, err
 }

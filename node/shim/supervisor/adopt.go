@@ -129,7 +129,7 @@ func (c *container) reopenStdio() error {
 		if err != nil {
 			return err
 		}
-		*stream.out = newOutput(stream.name, f, c.log)
+		*stream.out = newOutput(stream.name, f, c.log, c.sup.buffers)
 	}
 	if !c.rec.Stdin || c.rec.StdinOnce {
 		return nil // a stdin that is closed once has been closed by our death

@@ -19,9 +19,11 @@ const (
 	attachStall = 10 * time.Second
 )
 
-// readBuffers are borrowed only while there is something to read, so that an
-// idle container holds none.
-var readBuffers = sync.Pool{New: func() any { b := make([]byte, readBytes); return &b }}
+// newReadBuffers makes the pool of the outputs' buffers. They are borrowed only
+// while there is something to read, so that an idle container holds none.
+func newReadBuffers() *sync.Pool {
+	return &sync.Pool{New: func() any { b := make([]byte, readBytes); return &b }}
+}
 
 // output copies one stream of a container to its log and to whoever is attached.
 type output struct {
@@ -29,13 +31,14 @@ type output struct {
 	src    *os.File
 	log    *criLog
 	fan    *fanout
+	bufs   *sync.Pool
 	// pending is the beginning of a line whose end was not read yet.
 	pending []byte
 	done    chan struct{}
 }
 
-func newOutput(stream string, src *os.File, log *criLog) *output {
-	return &output{stream: stream, src: src, log: log, fan: &fanout{}, done: make(chan struct{})}
+func newOutput(stream string, src *os.File, log *criLog, bufs *sync.Pool) *output {
+	return &output{stream: stream, src: src, log: log, bufs: bufs, fan: &fanout{}, done: make(chan struct{})}
 }
 
 // run copies until the end of the stream and closes it.
@@ -70,13 +73,13 @@ func (o *output) step(whenReadable func(func(fd uintptr) bool) error) bool {
 		if !readable(int(fd)) {
 			return false
 		}
-		buf = readBuffers.Get().(*[]byte)
+		buf = o.bufs.Get().(*[]byte)
 		n, rerr = unix.Read(int(fd), *buf)
 		for errors.Is(rerr, unix.EINTR) {
 			n, rerr = unix.Read(int(fd), *buf)
 		}
 		if errors.Is(rerr, unix.EAGAIN) {
-			readBuffers.Put(buf)
+			o.bufs.Put(buf)
 			buf, rerr = nil, nil
 			return false
 		}
@@ -85,14 +88,14 @@ func (o *output) step(whenReadable func(func(fd uintptr) bool) error) bool {
 	if buf == nil {
 		return false
 	}
-	defer readBuffers.Put(buf)
+	defer o.bufs.Put(buf)
 	// A terminal gives EIO when its last process is gone.
 	if err != nil || rerr != nil || n <= 0 {
 		return false
 	}
 	chunk := (*buf)[:n]
+	o.consume(chunk) // the log first: who sees output finds it there
 	o.fan.write(chunk)
-	o.consume(chunk)
 	return true
 }
 

@@ -318,8 +318,8 @@ func (s *stdio) attachTo(p *libcontainer.Process) {
 func (c *container) takeStdio(s *stdio) error {
 	if s.console == nil {
 		c.stdin = s.stdin
-		c.stdout = newOutput("stdout", s.stdout, c.log)
-		c.stderr = newOutput("stderr", s.stderr, c.log)
+		c.stdout = newOutput("stdout", s.stdout, c.log, c.sup.buffers)
+		c.stderr = newOutput("stderr", s.stderr, c.log, c.sup.buffers)
 		return nil
 	}
 	master, err := receiveConsole(s.console)
@@ -339,7 +339,7 @@ func (c *container) takeConsole(master *os.File) error {
 		return err
 	}
 	c.console = master
-	c.stdout = newOutput("stdout", reader, c.log)
+	c.stdout = newOutput("stdout", reader, c.log, c.sup.buffers)
 	return nil
 }
 

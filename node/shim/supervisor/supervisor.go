@@ -59,6 +59,7 @@ type Supervisor struct {
 	reaper  *reaper
 	logger  *log.Logger
 
+	buffers  *sync.Pool    // of the outputs, see newReadBuffers
 	starting chan struct{} // a slot per container being started
 
 	ctx    context.Context
@@ -126,6 +127,7 @@ func newSupervisor(ctx context.Context, cfg Config) (*Supervisor, error) {
 	s := &Supervisor{
 		dir: cfg.Dir, ctDir: filepath.Join(cfg.Dir, "containers"), libDir: filepath.Join(cfg.Dir, "libcontainer"),
 		boot: bootID(), started: time.Now().UTC(), limits: own, reaper: newReaper(), logger: cfg.Log,
+		buffers:     newReadBuffers(),
 		starting:    make(chan struct{}, maxParallelStarts),
 		containers:  map[string]*container{},
 		subscribers: map[*subscriber]struct{}{},
