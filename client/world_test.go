@@ -80,7 +80,7 @@ var widgets = schema.GroupVersionResource{Group: "example.com", Version: "v1", R
 
 // world is a store with a few tables, and the Tables of it.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	store *store.Store
 
 	mu      sync.Mutex
@@ -89,8 +89,12 @@ type world struct {
 	window  int // events per table; 0 is the default
 }
 
-func newWorld(t *testing.T, window int) *world {
-	s, err := store.Open(t.Context(), store.Options{Engine: &memoryEngine{}, Debug: true})
+func newWorld(t testing.TB, window int) *world {
+	return newWorldWith(t, store.Options{Engine: &memoryEngine{}, Debug: true}, window)
+}
+
+func newWorldWith(t testing.TB, o store.Options, window int) *world {
+	s, err := store.Open(t.Context(), o)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	w := &world{t: t, store: s, tables: map[schema.GroupResource]*store.Table{}, changed: make(chan struct{}), window: window}
