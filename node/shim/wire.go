@@ -52,7 +52,9 @@ func Send(conn *net.UnixConn, message any, files ...*os.File) error {
 	if err != nil {
 		return err
 	}
-	_, err = conn.Write(packet[n:])
+	if n < len(packet) { // an empty write would fail when the answer came already
+		_, err = conn.Write(packet[n:])
+	}
 	return err
 }
 

@@ -19,16 +19,7 @@ func (c *container) serveAttach(r *request) error {
 	if c.snapshot().State != shim.StateRunning {
 		return shim.Errorf(shim.CodeState, "container %s is not running", c.id)
 	}
-	files, labels, err := c.inputs(r.Attach.Stdin)
-	if err != nil {
-		return err
-	}
-	err = r.reply(shim.Reply{FDLabels: labels}, files...)
-	shim.CloseFiles(files)
-	if err != nil {
-		return nil
-	}
-	gone := hangup(r.conn)
+	// The readers first: what the client writes may be answered at once.
 	stdout, stderr := c.outputs()
 	for label, o := range map[string]*output{"stdout": stdout, "stderr": stderr} {
 		f := r.take(label)
@@ -46,6 +37,16 @@ func (c *container) serveAttach(r *request) error {
 		o.fan.add(s)
 		defer o.fan.remove(s)
 	}
+	files, labels, err := c.inputs(r.Attach.Stdin)
+	if err != nil {
+		return err
+	}
+	err = r.reply(shim.Reply{FDLabels: labels}, files...)
+	shim.CloseFiles(files)
+	if err != nil {
+		return nil
+	}
+	gone := hangup(r.conn)
 	select {
 	case <-gone:
 	case <-c.exited:

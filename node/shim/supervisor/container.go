@@ -44,6 +44,7 @@ type container struct {
 	// terminal and nobody kept it.
 	stdout, stderr *output
 	status         shim.Status
+	oomTold        bool                  // an EventOOM was published
 	pidfd          *os.File              // while running
 	process        *libcontainer.Process // nil when re-adopted
 	console        *os.File              // master side of the terminal
@@ -101,13 +102,19 @@ func (c *container) supervise(paths map[string]string) {
 
 func (c *container) watchOOM(watch *oomWatch) {
 	for watch.wait() {
-		killed := oomKills(watch.dir, watch.v2) > 0
-		c.mu.Lock()
-		c.status.OOMKilled = c.status.OOMKilled || killed
-		status := c.status
-		c.mu.Unlock()
-		c.sup.publish(shim.Event{Type: shim.EventOOM, Status: status})
+		c.tellOOM(oomKills(watch.dir, watch.v2) > 0)
 	}
+}
+
+// tellOOM publishes that memory ran out; killed says that a process of the
+// container had to end for it.
+func (c *container) tellOOM(killed bool) {
+	c.mu.Lock()
+	c.oomTold = true
+	c.status.OOMKilled = c.status.OOMKilled || killed
+	status := c.status
+	c.mu.Unlock()
+	c.sup.publish(shim.Event{Type: shim.EventOOM, Status: status})
 }
 
 // awaitEnd waits for the first process, collects how it ended, lets the output
@@ -128,6 +135,12 @@ func (c *container) awaitEnd(watch *oomWatch) {
 	dir, v2 := memoryDir(c.status.CgroupPaths)
 	oom := dir != "" && oomKills(dir, v2) > 0
 	watch.close()
+	c.mu.Lock()
+	untold := oom && !c.oomTold
+	c.mu.Unlock()
+	if untold { // it happened before the watch was in place
+		c.tellOOM(true)
+	}
 	if err := removeCgroup(c.status.CgroupPaths); err != nil {
 		c.sup.warn("container %s: %v", c.id, err)
 	}
