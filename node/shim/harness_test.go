@@ -118,8 +118,12 @@ func (n *node) end() {
 			n.t.Errorf("delete %s: %v", st.ID, err)
 		}
 	}
-	pid := n.pid()
-	pidfd, err := unix.PidfdOpen(pid, 0)
+	ping, err := n.client.Ping(ctx)
+	if err != nil {
+		n.t.Errorf("ping: %v", err)
+		return
+	}
+	pidfd, err := unix.PidfdOpen(ping.PID, 0)
 	if err != nil {
 		n.t.Errorf("pidfd: %v", err)
 		return
