@@ -95,7 +95,7 @@ func (id *identity) authenticate(ctx context.Context, c *Config, client kubernet
 	if err != nil {
 		return fmt.Errorf("make the authenticators: %w", err)
 	}
-	id.authenticator = &inProcessFirst{user: c.InProcessUser, audiences: id.audiences, next: remote}
+	id.authenticator = &inProcessFirst{user: c.InProcessUser, audiences: id.audiences, next: newCertificateCache(remote)}
 	return nil
 }
 
