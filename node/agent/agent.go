@@ -80,6 +80,7 @@ type Agent struct {
 	crashBackoff     *flowcontrol.Backoff
 	node             *nodeState
 	leftovers        chan struct{} // holds one
+	limited          chan struct{} // holds one: a pod with limited storage came
 
 	// Set by Run before any worker starts.
 	runtime  kuberuntime.KubeGenericRuntime
@@ -107,7 +108,7 @@ func New(opts Options) (*Agent, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	a := &Agent{opts: opts, ctx: ctx, stop: stop, workers: map[types.UID]*worker{},
-		crashBackoff: flowcontrol.NewBackOff(backoffFirst, backoffMax), resizes: newResizeConditions(), leftovers: make(chan struct{}, 1)}
+		crashBackoff: flowcontrol.NewBackOff(backoffFirst, backoffMax), resizes: newResizeConditions(), leftovers: make(chan struct{}, 1), limited: make(chan struct{}, 1)}
 	a.startRecorder()
 	a.serviceInformer = opts.Informers.Core().V1().Services()
 	a.serviceInformer.Informer() // registers it with the factory

@@ -49,6 +49,8 @@ func (a *Agent) collectGarbage(ctx context.Context) {
 			}
 			a.node.poke()
 			gc.Reset(imagesEvery)
+		case <-a.limited:
+			check.Reset(checkNear)
 		case <-a.leftovers:
 			leftovers.Reset(leftoverDelay)
 		case <-leftovers.C:

@@ -143,7 +143,7 @@ func (n *node) importBusybox(ctx context.Context) {
 	b, err := os.ReadFile("/bin/busybox")
 	require.NoError(n.t, err, "apt-get install busybox-static")
 	require.NoError(n.t, os.WriteFile(filepath.Join(root, "bin/busybox"), b, 0o755))
-	for _, c := range []string{"sh", "sleep", "cat", "echo", "env", "ls", "id", "true", "false", "hostname", "touch", "test", "mount", "stat", "wget", "nc", "httpd", "kill", "grep", "tar", "trap", "date"} {
+	for _, c := range []string{"sh", "sleep", "cat", "echo", "env", "ls", "id", "true", "false", "head", "hostname", "touch", "test", "mount", "stat", "wget", "nc", "httpd", "kill", "grep", "tar", "trap", "date"} {
 		require.NoError(n.t, os.Symlink("busybox", filepath.Join(root, "bin", c)))
 	}
 	require.NoError(n.t, os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644))

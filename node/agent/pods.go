@@ -152,6 +152,12 @@ func (a *Agent) admit(ctx context.Context, pod *v1.Pod) {
 			w.reject(reason, message)
 		}
 	}
+	if limitsStorage(pod) {
+		select {
+		case a.limited <- struct{}{}:
+		default:
+		}
+	}
 	a.objects.Register(pod) // their watches start while the sandbox is made
 	a.wg.Go(func() { w.run(ctx) })
 }

@@ -84,6 +84,7 @@ func TestPodLife(t *testing.T) {
 		"probes": testProbes, "image": testImage, "missing": testMissingConfig, "update": testConfigUpdate, "hooks": testHooks,
 		"force": testForceDelete, "ephemeral": testEphemeral, "deadline": testDeadline, "admission": testAdmission,
 		"environment": testEnvironment, "volumes": testVolumes, "resize": testResize, "hostnetwork": testHostNetwork,
+		"storage": testStorageLimit,
 	} {
 		t.Run(name, func(t *testing.T) {
 			sub := *n
@@ -431,4 +432,16 @@ func testHostNetwork(t *testing.T, n *node) {
 	t.Logf("ready after %v with a period of 10 s", time.Since(begin))
 	require.Equal(t, "127.0.0.1", p.Status.PodIP)
 	require.Less(t, time.Since(begin), 8*time.Second)
+}
+
+func testStorageLimit(t *testing.T, n *node) {
+	limit := resource.MustParse("64Ki")
+	n.create(pod("greedy", "head -c 200000 /dev/zero > /data/f; sleep 1000", func(p *v1.Pod) {
+		p.Spec.Volumes = []v1.Volume{{Name: "data", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{SizeLimit: &limit}}}}
+		p.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "data", MountPath: "/data"}}
+	}))
+	p := n.until("greedy", "evicted", phase(v1.PodFailed))
+	require.Equal(t, "Evicted", p.Status.Reason)
+	require.Equal(t, `Usage of EmptyDir volume "data" exceeds the limit "64Ki". `, p.Status.Message)
+	require.Equal(t, v1.ConditionTrue, condition(p, v1.DisruptionTarget))
 }

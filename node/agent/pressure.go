@@ -56,6 +56,9 @@ type shortage struct {
 // check looks at the node, acts, and returns when to look again.
 func (p *pressure) check(ctx context.Context) time.Duration {
 	wait, now := checkFar, time.Now()
+	if p.enforceStorage(ctx) {
+		wait = checkNear
+	}
 	for _, s := range p.measure() {
 		if s.near {
 			wait = checkNear
