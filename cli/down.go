@@ -148,15 +148,24 @@ func (c *cluster) removeNetwork(r record, nodes []string) error {
 			continue
 		}
 		settings := sysctl.Recorder{Dir: sysctl.DefaultDir, Owner: c.name}
-		errs = append(errs, pod.Purge(pod.Options{NodeName: n, Cluster: c.name, StateDir: PodNetworkDir(c.dir, n), Sysctl: settings}))
+		errs = append(errs, pod.Purge(pod.Options{NodeName: n, Cluster: c.name, StateDir: PodNetworkDir(c.dir, n), ClusterCIDRs: prefixes(r.PodCIDR), Sysctl: settings}))
 		if other == "" { // the table of rules is the machine's, whichever cluster runs
-			errs = append(errs, service.Purge(service.Options{NodeName: n, Sysctl: settings}))
+			errs = append(errs, service.Purge(service.Options{NodeName: n, ServiceCIDRs: prefixes(r.ServiceCIDR), Sysctl: settings}))
 			if address, err := netip.ParseAddr(r.ClusterDNS); err == nil {
 				errs = append(errs, dns.Purge(dns.Options{Addresses: []netip.Addr{address}}))
 			}
 		}
 	}
 	return errors.Join(append(errs, nodens.Purge(o))...)
+}
+
+// prefixes is the list of one recorded range, empty where none was.
+func prefixes(s string) []netip.Prefix {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return nil
+	}
+	return []netip.Prefix{p}
 }
 
 // removeData deletes the cluster's directory. Whatever is still mounted below it is not the cluster's, and stays.

@@ -39,6 +39,9 @@ const (
 	insideEnv = "KNARR_E2E_NAME"
 	rootEnv   = "KNARR_E2E_ROOT"
 	worldEnv  = "KNARR_E2E_WORLD"
+	// mountsEnv tells the process that it has mounts of its own.
+	mountsEnv = "KNARR_E2E_MOUNTS"
+	runDir    = "/run/knarr"
 )
 
 // programs are the directory with knarr, knarr-shim and kubectl.
@@ -63,20 +66,51 @@ func TestMain(m *testing.M) {
 	os.Exit(outside())
 }
 
-// outside makes the machine, runs the tests in it, and takes away what a test that died left.
+// outside runs the tests in a mount namespace of their own, so that /run/knarr is theirs alone: what clusters of this
+// machine keep there is none of the tests' business.
 func outside() int {
-	if err := run(); err != nil {
+	for _, p := range []string{"knarr", "knarr-shim", "kubectl"} {
+		if _, err := os.Stat(filepath.Join(programs, p)); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: %v: `make test` builds it\n", err)
+			return 1
+		}
+	}
+	if os.Getenv(mountsEnv) != "" {
+		if err := run(); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e:", err)
+			return 1
+		}
+		return 0
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := os.MkdirAll(runDir, 0o755); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	defer os.Remove(runDir) // where nobody else uses it
+	cmd := again(ctx, mountsEnv+"=1")
+	cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
+	if err := cmd.Run(); err != nil {
 		return 1
 	}
 	return 0
 }
 
+// again is this program with the same arguments, to be told to end when ctx does.
+func again(ctx context.Context, env ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	return cmd
+}
+
+// run makes the machine, runs the tests in it, and takes away what a test that died left.
 func run() error {
-	for _, p := range []string{"knarr", "knarr-shim", "kubectl"} {
-		if _, err := os.Stat(filepath.Join(programs, p)); err != nil {
-			return fmt.Errorf("%w: `make test` builds it", err)
-		}
+	if err := unix.Mount("tmpfs", runDir, "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mount %s: %w", runDir, err)
 	}
 	name := "e2e" + random()
 	root := filepath.Join(os.TempDir(), name)
@@ -96,12 +130,7 @@ func run() error {
 	}()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), insideEnv+"="+name, rootEnv+"="+filepath.Join(root, "data"), worldEnv+"="+world)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	return netns.Run(ctx, machine, cmd)
+	return netns.Run(ctx, machine, again(ctx, insideEnv+"="+name, rootEnv+"="+filepath.Join(root, "data"), worldEnv+"="+world))
 }
 
 func random() string {
@@ -114,7 +143,9 @@ func random() string {
 func makeMachine(machine, world string) error {
 	var handles []vns.NsHandle
 	for _, path := range []string{machine, world} {
-		if err := netns.Create(path, nil); err != nil {
+		// An address would get its route only after a second of looking for doubles.
+		noDAD := func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0) }
+		if err := netns.Create(path, noDAD); err != nil {
 			return err
 		}
 		h, err := netns.Open(path)

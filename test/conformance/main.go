@@ -1,0 +1,97 @@
+// Command conformance runs the end-to-end suite of Kubernetes itself (e2e.test, built from its module) against a cluster
+// of knarr on this machine: it builds the suite, kubectl and the images that the tests start, brings a cluster up, loads
+// the images on every node, runs what the expressions name, and takes everything down again.
+//
+// It is a Go module of its own: the suite needs modules that the product must not depend on. `make conformance` calls it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+const (
+	// clusterName is the cluster that the kit makes and purges.
+	clusterName = "conformance"
+	// downTimeout bounds taking the cluster down.
+	downTimeout = 2 * time.Minute
+)
+
+// config says what to run. Paths are absolute.
+type config struct {
+	// top is the project's directory, out where everything built and reported goes.
+	top, out string
+	// knarr is the program under test; knarr-shim lies beside it.
+	knarr string
+	// focus and skip are ginkgo's regular expressions over the names of tests; an empty skip skips none.
+	focus, skip string
+	// parallel is how many tests run at once, nodes how many nodes the cluster gets.
+	parallel, nodes int
+	// kubeconfig is a running cluster with the images loaded, which is used and left alone. Empty: make one.
+	kubeconfig string
+	// prepare ends after the building; load ends after loading the images into the running cluster of the kit's name.
+	prepare bool
+	// timeout bounds the suite.
+	timeout time.Duration
+}
+
+func main() {
+	c := config{}
+	flag.StringVar(&c.top, "top", "../..", "directory of the project")
+	flag.StringVar(&c.focus, "focus", `\[Conformance\]`, "regular expression of the tests to run")
+	flag.StringVar(&c.skip, "skip", "", "regular expression of the tests to leave out")
+	flag.IntVar(&c.parallel, "parallel", 1, "tests at once")
+	flag.IntVar(&c.nodes, "nodes", 2, "nodes of the cluster")
+	flag.StringVar(&c.kubeconfig, "kubeconfig", "", "use this running cluster, which has the images, instead of one of our own")
+	flag.BoolVar(&c.prepare, "prepare", false, "only build the suite and the images' contents")
+	flag.DurationVar(&c.timeout, "timeout", 6*time.Hour, "how long the suite may take")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, c); err != nil {
+		fmt.Fprintln(os.Stderr, "conformance:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// run does the whole of it. The summary comes last, after the cluster is gone.
+func run(ctx context.Context, c config) (err error) {
+	if c.top, err = filepath.Abs(c.top); err != nil {
+		return err
+	}
+	c.out = filepath.Join(c.top, "out", "conformance")
+	c.knarr = filepath.Join(c.top, "bin", "knarr")
+	if err := os.MkdirAll(c.out, 0o755); err != nil {
+		return err
+	}
+	if err := c.buildPrograms(ctx); err != nil {
+		return err
+	}
+	if err := c.buildRoots(ctx); err != nil || c.prepare {
+		return err
+	}
+	if c.kubeconfig == "" {
+		if c.kubeconfig, err = c.up(ctx); err != nil {
+			return err
+		}
+		defer func() {
+			bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
+			defer cancel()
+			err = errors.Join(err, c.down(bounded))
+			c.summarize(os.Stdout)
+		}()
+		if err := c.load(ctx); err != nil {
+			return err
+		}
+	}
+	return c.suite(ctx)
+}

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+const (
+	webRoot = "/usr/share/nginx/html"
+	busybox = "/bin/busybox"
+)
+
+// toolPackages are the programs of Debian that tests call inside agnhost (sh, curl, nc, dig, ss, iperf, ipcs).
+var toolPackages = []string{"bash", "dash", "coreutils", "grep", "sed", "mount", "procps", "curl", "netcat-openbsd", "iproute2", "iperf", "bind9-dnsutils", "bind9-host", "util-linux", "libc-bin"}
+
+// trees says how each root file system is made, in an empty directory, in this order: later ones copy earlier ones.
+var trees = []struct {
+	name string
+	make func(ctx context.Context, c config, dir string) error
+}{
+	{"busybox", makeBusybox},
+	{"tools", makeTools},
+	{"agnhost", makeAgnhost},
+	{"nonewprivs", makeNoNewPrivs},
+	{"web", makeWeb},
+	{"kitten", func(_ context.Context, c config, dir string) error { return c.makeFleet(dir, "kitten") }},
+	{"nautilus", func(_ context.Context, c config, dir string) error { return c.makeFleet(dir, "nautilus") }},
+	{"pause", func(_ context.Context, c config, dir string) error { return c.program(dir, "pause", "/pause", 0o755) }},
+	{"sample-apiserver", func(_ context.Context, c config, dir string) error {
+		return errors.Join(os.Mkdir(filepath.Join(dir, "tmp"), 0o777), c.program(dir, "sample-apiserver", "/sample-apiserver", 0o755))
+	}},
+	{"etcd", func(_ context.Context, c config, dir string) error {
+		return errors.Join(os.Mkdir(filepath.Join(dir, "tmp"), 0o777), c.program(dir, "etcd", "/usr/local/bin/etcd", 0o755))
+	}},
+}
+
+// buildRoots makes the root file systems anew; only Debian's tools, which do not change with the module, are kept.
+func (c config) buildRoots(ctx context.Context) error {
+	for _, t := range trees {
+		dir := c.root(t.name)
+		if _, err := os.Stat(dir); err == nil && t.name == "tools" {
+			continue
+		}
+		fresh := dir + ".new"
+		if err := errors.Join(os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755)); err != nil {
+			return err
+		}
+		if err := t.make(ctx, c, fresh); err != nil {
+			return fmt.Errorf("contents of image %s: %w", t.name, err)
+		}
+		if err := errors.Join(os.RemoveAll(dir), os.Rename(fresh, dir)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeBusybox is Debian's static busybox under all its names.
+func makeBusybox(ctx context.Context, c config, dir string) error {
+	for _, d := range []string{"bin", "etc", "home", "root", "usr", "var/log", "var/run", "proc", "sys", "dev"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	tmp := filepath.Join(dir, "tmp")
+	if err := errors.Join(os.Mkdir(tmp, 0o777), os.Chmod(tmp, 0o777|fs.ModeSticky), os.Symlink("bin", filepath.Join(dir, "sbin")),
+		os.Symlink("../bin", filepath.Join(dir, "usr", "bin")), os.Symlink("../bin", filepath.Join(dir, "usr", "sbin")),
+		copyFile(busybox, filepath.Join(dir, "bin", "busybox"), 0o755), addUsers(dir)); err != nil {
+		return err
+	}
+	return linkApplets(ctx, dir, func(string) bool { return false })
+}
+
+// linkApplets gives busybox in dir/bin its further names, except those that has reports.
+func linkApplets(ctx context.Context, dir string, has func(string) bool) error {
+	out, err := exec.CommandContext(ctx, busybox, "--list").Output()
+	if err != nil {
+		return fmt.Errorf("busybox --list: %w", err)
+	}
+	for _, name := range strings.Fields(string(out)) {
+		if name == "busybox" || has(name) {
+			continue
+		}
+		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addUsers writes the users that upstream's images have; the supplementary group of one is what a test asks for.
+func addUsers(dir string) error {
+	etc := filepath.Join(dir, "etc")
+	return errors.Join(os.MkdirAll(etc, 0o755),
+		os.WriteFile(filepath.Join(etc, "passwd"), []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"+
+			"user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n"), 0o644),
+		os.WriteFile(filepath.Join(etc, "group"), []byte("root:x:0:\ntty:x:5:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\n"+
+			"group-defined-in-image:x:50000:user-defined-in-image\n"), 0o644))
+}
+
+// makeTools unpacks Debian's packages, with busybox for all that they lack.
+func makeTools(ctx context.Context, c config, dir string) error {
+	cmd := c.command(ctx, "mmdebstrap", "--quiet", "--variant=extract", "--include="+strings.Join(toolPackages, ","), "bookworm", dir)
+	cmd.Dir = "/"
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("mmdebstrap: %w", err)
+	}
+	for _, waste := range []string{"usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/perl", "usr/lib/x86_64-linux-gnu/perl", "usr/lib/x86_64-linux-gnu/perl-base", "var/cache", "var/lib"} {
+		if err := os.RemoveAll(filepath.Join(dir, waste)); err != nil {
+			return err
+		}
+	}
+	has := func(name string) bool {
+		for _, d := range []string{"bin", "sbin", "usr/bin", "usr/sbin"} {
+			if _, err := os.Lstat(filepath.Join(dir, d, name)); err == nil {
+				return true
+			}
+		}
+		return false
+	}
+	return errors.Join(os.Symlink("nc.openbsd", filepath.Join(dir, "bin", "nc")), copyFile(busybox, filepath.Join(dir, "bin", "busybox"), 0o755),
+		addUsers(dir), linkApplets(ctx, dir, has))
+}
+
+// makeAgnhost is agnhost with the tools that its tests call in it.
+func makeAgnhost(_ context.Context, c config, dir string) error {
+	if err := copyTree(c.root("tools"), dir); err != nil {
+		return err
+	}
+	from, err := c.upstream("test/images/agnhost/porter")
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.program(dir, "agnhost", "/agnhost", 0o755), os.Symlink("agnhost", filepath.Join(dir, "agnhost-2")),
+		os.Mkdir(filepath.Join(dir, "uploads"), 0o755), os.MkdirAll(filepath.Join(dir, "usr/local/bin"), 0o755),
+		os.Symlink("/usr/bin/iperf", filepath.Join(dir, "usr/local/bin/iperf")),
+		copyFile(filepath.Join(from, "localhost.crt"), filepath.Join(dir, "localhost.crt"), 0o644),
+		copyFile(filepath.Join(from, "localhost.key"), filepath.Join(dir, "localhost.key"), 0o644))
+}
+
+// makeNoNewPrivs is busybox with a setuid program that says which user it runs as.
+func makeNoNewPrivs(_ context.Context, c config, dir string) error {
+	if err := copyTree(c.root("busybox"), dir); err != nil {
+		return err
+	}
+	return c.program(dir, "nnp", "/usr/local/bin/nnp", 0o755|fs.ModeSetuid|fs.ModeSetgid)
+}
+
+func makeWeb(_ context.Context, c config, dir string) error {
+	html := filepath.Join(dir, webRoot)
+	return errors.Join(copyTree(c.root("busybox"), dir), os.MkdirAll(html, 0o755),
+		os.WriteFile(filepath.Join(html, "index.html"), []byte("<title>Welcome to nginx!</title>\n"), 0o644))
+}
+
+// makeFleet is agnhost with the picture that the demo of kubectl's tests shows.
+func (c config) makeFleet(dir, name string) error {
+	html, err := c.upstream("test/images/" + name + "/html")
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.program(dir, "agnhost", "/agnhost", 0o755),
+		copyFile(filepath.Join(html, name+".jpg"), filepath.Join(dir, name+".jpg"), 0o644),
+		copyFile(filepath.Join(html, "data.json"), filepath.Join(dir, "data.json"), 0o644))
+}
+
+// upstream is the directory rel of the module of Kubernetes.
+func (c config) upstream(rel string) (string, error) {
+	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
+	cmd.Dir = filepath.Join(c.top, "test", "conformance")
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("go list -m k8s.io/kubernetes: %w", err)
+	}
+	return filepath.Join(strings.TrimSpace(string(out)), rel), nil
+}
+
+// program puts what buildPrograms made into a root file system.
+func (c config) program(dir, name, at string, mode fs.FileMode) error {
+	to := filepath.Join(dir, at)
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	return copyFile(c.bin(name), to, mode)
+}
