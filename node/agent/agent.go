@@ -79,6 +79,7 @@ type Agent struct {
 	allocation       allocation.Manager
 	crashBackoff     *flowcontrol.Backoff
 	node             *nodeState
+	static           *static
 	leftovers        chan struct{} // holds one
 	limited          chan struct{} // holds one: a pod with limited storage came
 
@@ -144,6 +145,7 @@ func (a *Agent) startRecorder() {
 func (a *Agent) buildParts() (err error) {
 	o := &a.opts
 	a.node = newNodeState(a)
+	a.static = newStatic(a)
 	a.objects = objects.New(a.ctx, o.Client, a.invalidate)
 	a.tokens = objects.NewTokens(a.ctx, o.Client, a.invalidate)
 	if a.volumes, err = volume.New(volume.Config{

@@ -17,6 +17,7 @@ import (
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
 	"k8s.io/kubernetes/pkg/kubelet/events"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 )
 
 // buildSources makes the informers of this node's pods and of its Node.
@@ -77,6 +78,9 @@ func (a *Agent) runPods(ctx context.Context) {
 	if !cache.WaitForCacheSync(ctx.Done(), a.podInformer.HasSynced, a.nodeInformer.HasSynced) {
 		return
 	}
+	read := make(chan struct{})
+	a.wg.Go(func() { a.static.run(ctx, func() { close(read) }) })
+	<-read
 	a.admitFirst(ctx)
 	a.cleanUp(ctx)
 	<-ctx.Done()
@@ -87,6 +91,11 @@ func (a *Agent) observe(ctx context.Context, pod *v1.Pod) {
 	if pod.Spec.NodeName != a.opts.NodeName {
 		return // a server that ignores field selectors sends others, too
 	}
+	if kubetypes.IsMirrorPod(pod) {
+		a.static.seen(pod, false)
+		return
+	}
+	pod = fromAPI(pod)
 	a.mu.Lock()
 	w, started := a.workers[pod.UID], a.started
 	a.mu.Unlock()
@@ -104,8 +113,23 @@ func (a *Agent) observe(ctx context.Context, pod *v1.Pod) {
 	}
 }
 
+// fromAPI makes sure that a pod of the API does not pass for a static one,
+// whatever its annotations say.
+func fromAPI(pod *v1.Pod) *v1.Pod {
+	if !kubetypes.IsStaticPod(pod) {
+		return pod
+	}
+	pod = pod.DeepCopy()
+	pod.Annotations[kubetypes.ConfigSourceAnnotationKey] = kubetypes.ApiserverSource
+	return pod
+}
+
 // forget takes in that a pod is gone from the API.
 func (a *Agent) forget(pod *v1.Pod) {
+	if kubetypes.IsMirrorPod(pod) {
+		a.static.seen(pod, true)
+		return
+	}
 	if w := a.worker(pod.UID); w != nil {
 		a.statuses.Forget(pod.UID)
 		w.remove(pod)
@@ -116,8 +140,8 @@ func (a *Agent) forget(pod *v1.Pod) {
 func (a *Agent) admitFirst(ctx context.Context) {
 	var pods []*v1.Pod
 	for _, obj := range a.podInformer.GetStore().List() {
-		if pod := obj.(*v1.Pod); pod.Spec.NodeName == a.opts.NodeName {
-			pods = append(pods, pod)
+		if pod := obj.(*v1.Pod); pod.Spec.NodeName == a.opts.NodeName && !kubetypes.IsMirrorPod(pod) {
+			pods = append(pods, fromAPI(pod))
 		}
 	}
 	slices.SortFunc(pods, func(x, y *v1.Pod) int { return x.CreationTimestamp.Compare(y.CreationTimestamp.Time) })

@@ -14,7 +14,6 @@ import (
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
 	"k8s.io/kubernetes/pkg/kubelet/events"
-	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 
 	"knarr/node/status"
 )
@@ -523,10 +522,4 @@ func (w *worker) reject(reason, message string) {
 	st.QOSClass = qosOf(pod)
 	st.ObservedGeneration = podutil.CalculatePodStatusObservedGeneration(pod)
 	w.a.statuses.Set(pod, st, false)
-}
-
-// isStatic reports whether the pod comes from a manifest of the node.
-func (w *worker) isStatic() bool {
-	pod, _ := w.current()
-	return kubetypes.IsStaticPod(pod)
 }

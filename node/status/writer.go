@@ -49,7 +49,7 @@ type entry struct {
 	sent     uint64       // version that the API shows
 	finished bool         // nothing of the pod is left on the node
 	sending  bool         // a goroutine is at it
-	static   bool         // a static pod without an object in the API
+	static   bool         // a static pod: pod is its mirror, nil while there is none
 }
 
 // NewWriter returns a Writer. mayRun tells whether containers of a pod could
@@ -158,12 +158,36 @@ func (w *Writer) Kick(uid types.UID) {
 
 // observe keeps pod if it is newer than the object known so far.
 func (e *entry) observe(pod *v1.Pod) bool {
-	if e.pod != nil && resourceVersion(pod) < resourceVersion(e.pod) {
+	if kubetypes.IsStaticPod(pod) && !kubetypes.IsMirrorPod(pod) {
+		e.static = true
+		return false
+	}
+	if e.pod != nil && e.pod.UID == pod.UID && resourceVersion(pod) < resourceVersion(e.pod) {
 		return false
 	}
 	e.pod = pod
-	e.static = kubetypes.IsStaticPod(pod)
 	return true
+}
+
+// SetMirror tells which object of the API shows the status of a static pod.
+func (w *Writer) SetMirror(uid types.UID, mirror *v1.Pod) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e := w.pods[uid]
+	if e == nil {
+		e = &entry{static: true}
+		w.pods[uid] = e
+	}
+	if !e.observe(mirror) || e.version == 0 || e.sending {
+		return
+	}
+	shown := mirror.Status.DeepCopy()
+	normalize(mirror, shown)
+	held := e.status
+	if !same(shown, &held) {
+		e.version++
+		w.kickLocked(uid, e)
+	}
 }
 
 func resourceVersion(pod *v1.Pod) uint64 {
@@ -175,7 +199,7 @@ func resourceVersion(pod *v1.Pod) uint64 {
 }
 
 func (w *Writer) kickLocked(uid types.UID, e *entry) {
-	if w.ctx == nil || e.sending || e.version <= e.sent || e.static {
+	if w.ctx == nil || e.sending || e.version <= e.sent || e.pod == nil {
 		return
 	}
 	e.sending = true
@@ -196,7 +220,7 @@ func (w *Writer) sendAll(ctx context.Context, uid types.UID) {
 		<-w.slots
 		w.mu.Lock()
 		e := w.pods[uid]
-		if e == nil || (err == nil && e.sent >= e.version) {
+		if e == nil || e.pod == nil || (err == nil && e.sent >= e.version) {
 			if e != nil {
 				e.sending = false
 			}
@@ -228,7 +252,7 @@ func (w *Writer) sendAll(ctx context.Context, uid types.UID) {
 func (w *Writer) sendOnce(ctx context.Context, uid types.UID) error {
 	w.mu.Lock()
 	e := w.pods[uid]
-	if e == nil {
+	if e == nil || e.pod == nil {
 		w.mu.Unlock()
 		return nil
 	}
@@ -241,7 +265,7 @@ func (w *Writer) sendOnce(ctx context.Context, uid types.UID) error {
 	switch {
 	case apierrors.IsNotFound(err) || apierrors.IsConflict(err):
 		// Deleted, or deleted and made anew under the same name.
-		w.Forget(uid)
+		w.lost(uid, version)
 		return nil
 	case err != nil:
 		return err
@@ -254,6 +278,21 @@ func (w *Writer) sendOnce(ctx context.Context, uid types.UID) error {
 	}
 	w.mu.Unlock()
 	return w.removeFinished(ctx, updated, finished)
+}
+
+// lost notes that the object is gone from the API: with it goes the status,
+// unless it was a mirror, of which there will be another one.
+func (w *Writer) lost(uid types.UID, version uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e := w.pods[uid]
+	switch {
+	case e == nil:
+	case e.static:
+		e.pod, e.sent = nil, max(e.sent, version)
+	default:
+		delete(w.pods, uid)
+	}
 }
 
 func (w *Writer) patch(ctx context.Context, pod *v1.Pod, next v1.PodStatus) (*v1.Pod, error) {
