@@ -262,6 +262,7 @@ func (p *controlPlane) bootstrap(ctx context.Context, g *group) error {
 	g.run("controllers", func(ctx context.Context) error { return control.Run(ctx, o) })
 	g.run("scheduler", func(ctx context.Context) error { return scheduler.Run(ctx, p.schedulerOptions()) })
 	p.config.Ready()
+	g.background(trimAfterStart)
 	return nil
 }
 
