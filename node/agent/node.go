@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/client-go/tools/cache"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/kubelet/events"
 	"k8s.io/kubernetes/pkg/volume/util"
@@ -279,11 +280,30 @@ func (n *nodeState) fillConditions(node *v1.Node) {
 
 // problem is why the node cannot run pods.
 func (a *Agent) problem() error {
-	if a.runtime == nil {
-		return errors.New("container runtime status check may not have completed yet")
+	if err := a.runtimeProblem(); err != nil {
+		return err
 	}
 	if err := a.networkProblem(); err != nil {
 		return fmt.Errorf("container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:%w", err)
+	}
+	return nil
+}
+
+// runtimeProblem is why containers cannot be run.
+func (a *Agent) runtimeProblem() error {
+	if a.runtime == nil {
+		return errors.New("container runtime status check may not have completed yet")
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, nodeRetryMax)
+	defer cancel()
+	st, err := a.opts.Runtime.Status(ctx, false)
+	if err != nil {
+		return fmt.Errorf("container runtime is down: %w", err)
+	}
+	for _, c := range st.GetStatus().GetConditions() {
+		if c.Type == runtimeapi.RuntimeReady && !c.Status {
+			return fmt.Errorf("container runtime not ready: RuntimeReady=false reason:%s message:%s", c.Reason, c.Message)
+		}
 	}
 	return nil
 }

@@ -206,8 +206,8 @@ func (e *networkError) Error() string { return fmt.Sprintf("network is not ready
 func (e *networkError) Unwrap() error { return e.err }
 
 // prepare makes what a pod needs before its sandbox: network, cgroup,
-// directories, volumes.
-func (a *Agent) prepare(ctx context.Context, w *worker, pod *v1.Pod) error {
+// directories, volumes. stale says that volumes that are up show old objects.
+func (a *Agent) prepare(ctx context.Context, w *worker, pod *v1.Pod, stale bool) error {
 	if err := a.networkReady(w, pod); err != nil {
 		return err
 	}
@@ -226,10 +226,6 @@ func (a *Agent) prepare(ctx context.Context, w *worker, pod *v1.Pod) error {
 		a.recorder.Eventf(pod, v1.EventTypeWarning, events.FailedToMakePodDataDirectories, "error making pod data directories: %v", err)
 		return err
 	}
-	w.mu.Lock()
-	stale := w.stale
-	w.stale = false
-	w.mu.Unlock()
 	err := a.volumes.SetUp(ctx, pod)
 	if err == nil && stale {
 		err = a.volumes.Refresh(ctx, pod)

@@ -71,7 +71,8 @@ type apiHost struct{ a *Agent }
 
 var _ server.Host = apiHost{}
 
-func (h apiHost) Healthy() error { return nil }
+// Healthy asks the runtime, without which nothing works.
+func (h apiHost) Healthy() error { return h.a.runtimeProblem() }
 
 // Pods returns the pods with their newest status.
 func (h apiHost) Pods() []*v1.Pod {

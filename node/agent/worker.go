@@ -270,7 +270,18 @@ func (w *worker) begin(ctx context.Context) (context.Context, func()) {
 func (w *worker) sync(ctx context.Context) (again time.Duration, ended bool) {
 	ctx, end := w.begin(ctx)
 	defer end()
-	pod, _ := w.current()
+	w.mu.Lock()
+	pod, stale := w.pod, w.stale // together: volumes are made to show this very object
+	w.stale = false
+	w.mu.Unlock()
+	refreshed := !stale
+	defer func() {
+		if !refreshed {
+			w.mu.Lock()
+			w.stale = true
+			w.mu.Unlock()
+		}
+	}()
 	pod = w.a.allocated(pod)
 	rs, st, err := w.report(ctx, pod)
 	if err != nil {
@@ -284,9 +295,10 @@ func (w *worker) sync(ctx context.Context) (again time.Duration, ended bool) {
 		return 0, false // evict has woken us
 	}
 	w.a.probes.Sync(pod, &st, false)
-	if err := w.a.prepare(ctx, w, pod); err != nil {
+	if err := w.a.prepare(ctx, w, pod, stale); err != nil {
 		return earliest(w.failed(ctx, pod, err), deadline), false
 	}
+	refreshed = true
 	result := w.syncRuntime(ctx, pod, rs, &st)
 	w.remember(result)
 	w.a.resizeAfter(pod, result)
