@@ -208,3 +208,8 @@ func NodeTLSDir(clusterDir, node string) string {
 func PodNetworkDir(clusterDir, node string) string {
 	return filepath.Join(NodeDir(clusterDir, node), "network")
 }
+
+// NodeRuntimeDir is where a node's runtime remembers sandboxes and containers. It means nothing once they are gone.
+func NodeRuntimeDir(clusterDir, node string) string {
+	return filepath.Join(NodeDir(clusterDir, node), "state")
+}

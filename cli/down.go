@@ -107,9 +107,7 @@ func (c *cluster) tearDownGrace(ctx context.Context, purge bool, grace time.Dura
 	step("removing the network", func() error { return c.removeNetwork(r, nodes) })
 	step("removing mounts", func() error { return errors.Join(unmountBelow(c.dir), unmountBelow(c.netDir())) })
 	step("removing cgroups", func() error { return removeCgroups(ctx, c.cgroups()) })
-	for _, n := range nodes {
-		os.Remove(AgentSocket(c.dir, n))
-	}
+	step("forgetting containers", func() error { return c.forgetContainers(nodes) })
 	os.RemoveAll(c.netDir())
 	os.Remove(filepath.Dir(c.netDir()))
 	os.Remove(sysctl.DefaultDir)
@@ -159,6 +157,19 @@ func (c *cluster) removeNetwork(r record, nodes []string) error {
 	return errors.Join(append(errs, nodens.Purge(o))...)
 }
 
+// forgetContainers removes what the nodes remember of sandboxes and containers, which are gone: the next `up` makes new
+// ones, as after a restart of the machine. Data, images and logs stay.
+func (c *cluster) forgetContainers(nodes []string) error {
+	var errs []error
+	for _, n := range nodes {
+		os.Remove(AgentSocket(c.dir, n))
+		for _, dir := range []string{NodeRuntimeDir(c.dir, n), PodNetworkDir(c.dir, n)} {
+			errs = append(errs, removeTree(dir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // prefixes is the list of one recorded range, empty where none was.
 func prefixes(s string) []netip.Prefix {
 	p, err := netip.ParsePrefix(s)
@@ -168,20 +179,25 @@ func prefixes(s string) []netip.Prefix {
 	return []netip.Prefix{p}
 }
 
-// removeData deletes the cluster's directory. Whatever is still mounted below it is not the cluster's, and stays.
+// removeData deletes the cluster's directory.
 func (c *cluster) removeData() error {
-	left, err := mountsBelow(c.dir)
-	if err != nil {
-		return err
-	}
-	if len(left) > 0 {
-		return fmt.Errorf("%s is still mounted: unmount it and try again", left[0])
-	}
-	if err := os.RemoveAll(c.dir); err != nil {
+	if err := removeTree(c.dir); err != nil {
 		return err
 	}
 	if filepath.Dir(c.dir) == DefaultRoot {
 		os.Remove(DefaultRoot) // where it is empty
 	}
 	return nil
+}
+
+// removeTree deletes a directory. Whatever is still mounted below it may be a directory of somebody else, and stays.
+func removeTree(dir string) error {
+	left, err := mountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("%s is still mounted: unmount it and try again", left[0])
+	}
+	return os.RemoveAll(dir)
 }

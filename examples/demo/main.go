@@ -212,20 +212,19 @@ func (d *demo) changeUnderLoad(ctx context.Context, load *load) error {
 
 // next says what to type now.
 func (d *demo) next() {
-	knarr := "bin/knarr"
-	kubectl := knarr + " kubectl"
+	knarr, name := "bin/knarr", ""
 	if d.Name != "default" {
-		kubectl += " --name " + d.Name
-		knarr += " --name " + d.Name
+		name = " --name " + d.Name
 	}
+	kubectl := knarr + " kubectl" + name
 	fmt.Printf(`
 == the cluster is yours. Try
    %[1]s get pods -o wide
    %[1]s exec -ti shell -- sh                # then: wget -qO- whoami
    %[1]s run -ti --rm sh --image=busybox:1 -- sh
    %[1]s logs -f deploy/whoami
-   bin/knarr status
-   bin/knarr down --purge                    # all of it is gone
+   %[2]s
+   %[3]s                    # all of it is gone
 
-`, kubectl)
+`, kubectl, knarr+" status"+name, knarr+" down --purge"+name)
 }
