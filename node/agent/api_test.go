@@ -127,7 +127,7 @@ func testLogs(t *testing.T, n *node, cfg *restclient.Config, c *http.Client) {
 	_, body := fetch(t, c, base+"?stream=Stderr")
 	require.Equal(t, "oops\n", body)
 	_, body = fetch(t, c, base+"?tailLines=1&timestamps=true")
-	require.Regexp(t, `^20\S+Z (begin|oops)\n$`, body)
+	require.Regexp(t, `^20\S+Z (begin|oops|end)\n$`, body)
 	_, body = fetch(t, c, base+"?limitBytes=3&stream=Stdout")
 	require.Equal(t, "beg", body)
 	code, body := fetch(t, c, base+"?previous=true")
