@@ -79,7 +79,9 @@ func newNamespaceController(ctx context.Context, s *scope) (func(context.Context
 // changed looks at a namespace.
 func (c *namespaceController) changed(obj any) {
 	if ns, ok := obj.(*corev1.Namespace); ok && ns.DeletionTimestamp != nil {
-		c.queue.AddAfter(ns.Name, max(0, namespaceGrace-time.Since(ns.DeletionTimestamp.Time)))
+		// The deletion's time may have been cut to its second.
+		left := namespaceGrace + time.Second - time.Since(ns.DeletionTimestamp.Time)
+		c.queue.AddAfter(ns.Name, min(namespaceGrace, max(0, left)))
 	}
 }
 

@@ -27,9 +27,8 @@ type controller struct {
 }
 
 // controllers is the table. Those that a fresh cluster needs first come first.
-//
-// long: a table, one row for each controller
 func controllers() []controller {
+	//long: it is a table, one row for each controller
 	return []controller{
 		// Namespaces and identities.
 		{name: names.ServiceAccountController, account: "service-account-controller", inputs: list("namespaces", "serviceaccounts"),
