@@ -5,19 +5,14 @@ import (
 	"fmt"
 	"net/http"
 
-	"k8s.io/apiserver/pkg/apis/apiserver"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
 	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubernetes/pkg/controller/serviceaccount"
-	kubeauthenticator "k8s.io/kubernetes/pkg/kubeapiserver/authenticator"
-	kubeauthorizer "k8s.io/kubernetes/pkg/kubeapiserver/authorizer"
-	"k8s.io/kubernetes/pkg/kubeapiserver/authorizer/modes"
 	serviceaccounttoken "k8s.io/kubernetes/pkg/serviceaccount"
 	bootstraptoken "k8s.io/kubernetes/plugin/pkg/auth/authenticator/token/bootstrap"
 )
@@ -32,6 +27,8 @@ type identity struct {
 	issuer        serviceaccounttoken.TokenGenerator
 	keys          serviceaccounttoken.PublicKeysGetter
 	clientCA      dynamiccertificates.CAContentProvider
+	// reload follows the authentication configuration file; nil without one.
+	reload *reloader
 }
 
 // newIdentity builds upstream's authenticators and authorizers over our informers.
@@ -53,7 +50,7 @@ func newIdentity(ctx context.Context, c *Config, client kubernetes.Interface) (*
 	if err := id.authenticate(ctx, c, client); err != nil {
 		return nil, err
 	}
-	id.authorizer, id.rules, err = newAuthorizer(ctx, c.Informers)
+	id.authorizer, id.rules, err = newAuthorizer(ctx, c)
 	return id, err
 }
 
@@ -77,23 +74,26 @@ func (id *identity) authenticate(ctx context.Context, c *Config, client kubernet
 	core := c.Informers.Core().V1()
 	secrets := core.Secrets().Lister().Secrets("kube-system")
 	getter := serviceaccount.NewGetterFromClient(client, core.Secrets().Lister(), core.ServiceAccounts().Lister(), core.Pods().Lister(), core.Nodes().Lister())
-	config := kubeauthenticator.Config{
-		Anonymous:                      apiserver.AnonymousAuthConfig{Enabled: true},
-		BootstrapToken:                 true,
-		BootstrapTokenAuthenticator:    bootstraptoken.NewTokenAuthenticator(secrets),
-		ServiceAccountLookup:           true,
-		ServiceAccountIssuers:          []string{ServiceAccountIssuer},
-		APIAudiences:                   id.audiences,
-		TokenSuccessCacheTTL:           tokenCacheTTL,
-		RequestHeaderConfig:            id.requestHeader,
-		ServiceAccountPublicKeysGetter: id.keys,
-		ServiceAccountTokenGetter:      getter,
-		SecretsWriter:                  client.CoreV1(),
-		ClientCAContentProvider:        id.clientCA,
+	config, err := authenticationConfig(c.Authentication)
+	if err != nil {
+		return err
 	}
-	remote, _, _, _, err := config.New(ctx)
+	config.BootstrapToken = true
+	config.BootstrapTokenAuthenticator = bootstraptoken.NewTokenAuthenticator(secrets)
+	config.ServiceAccountLookup = true
+	config.ServiceAccountIssuers = []string{ServiceAccountIssuer}
+	config.APIAudiences = id.audiences
+	config.RequestHeaderConfig = id.requestHeader
+	config.ServiceAccountPublicKeysGetter = id.keys
+	config.ServiceAccountTokenGetter = getter
+	config.SecretsWriter = client.CoreV1()
+	config.ClientCAContentProvider = id.clientCA
+	remote, update, _, _, err := config.New(ctx)
 	if err != nil {
 		return fmt.Errorf("make the authenticators: %w", err)
+	}
+	if o := c.Authentication; o != nil && o.AuthenticationConfigFile != "" {
+		id.reload = &reloader{options: o, update: update, seen: config.AuthenticationConfigData}
 	}
 	id.authenticator = &inProcessFirst{user: c.InProcessUser, audiences: id.audiences, next: newCertificateCache(remote)}
 	return nil
@@ -113,16 +113,13 @@ func (a *inProcessFirst) AuthenticateRequest(req *http.Request) (*authenticator.
 	return a.next.AuthenticateRequest(req)
 }
 
-// newAuthorizer is upstream's default pair: what a node needs for its own pods, then RBAC.
-func newAuthorizer(ctx context.Context, i informers.SharedInformerFactory) (authorizer.Authorizer, authorizer.RuleResolver, error) {
-	config := kubeauthorizer.Config{
-		VersionedInformerFactory: i,
-		AuthorizationConfiguration: &apiserver.AuthorizationConfiguration{Authorizers: []apiserver.AuthorizerConfiguration{
-			{Type: apiserver.AuthorizerType(modes.ModeNode), Name: "node"},
-			{Type: apiserver.AuthorizerType(modes.ModeRBAC), Name: "rbac"},
-		}},
+// newAuthorizer asks who decides, by default what a node needs for its own pods, then RBAC.
+func newAuthorizer(ctx context.Context, c *Config) (authorizer.Authorizer, authorizer.RuleResolver, error) {
+	config, err := authorizationConfig(c.Authorization, c.Informers)
+	if err != nil {
+		return nil, nil, err
 	}
-	a, rules, err := config.New(ctx, "knarr")
+	a, rules, err := config.New(ctx, serverID)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make the authorizers: %w", err)
 	}

@@ -38,24 +38,30 @@ const bootstrapWriters = 32
 type bootstrap struct {
 	config *Config
 	client kubernetes.Interface
+	hooks  *hooks
 }
 
 func (b *bootstrap) run(ctx context.Context) error {
 	if err := b.namespaces(ctx); err != nil {
 		return fmt.Errorf("create the system namespaces: %w", err)
 	}
+	b.hooks.done(hookNamespaces)
 	g, ctx := errgroup.WithContext(ctx)
-	for name, step := range map[string]func(context.Context) error{
-		"service range and the kubernetes service": b.services,
-		"default RBAC policy":                      b.policy,
-		"system priority classes":                  b.priorityClasses,
-		"flow control objects":                     b.flowControl,
-		"authentication data for other servers":    b.trust,
+	for _, step := range []struct {
+		name, hook string
+		run        func(context.Context) error
+	}{
+		{"service range and the kubernetes service", hookServices, b.services},
+		{"default RBAC policy", hookPolicy, b.policy},
+		{"system priority classes", hookPriorities, b.priorityClasses},
+		{"flow control objects", hookFlowObjects, b.flowControl},
+		{"authentication data for other servers", hookTrust, b.trust},
 	} {
 		g.Go(func() error {
-			if err := step(ctx); err != nil {
-				return fmt.Errorf("bootstrap the %s: %w", name, err)
+			if err := step.run(ctx); err != nil {
+				return fmt.Errorf("bootstrap the %s: %w", step.name, err)
 			}
+			b.hooks.done(step.hook)
 			return nil
 		})
 	}

@@ -5,7 +5,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
-	"k8s.io/apimachinery/pkg/util/waitgroup"
 	"k8s.io/apiserver/pkg/endpoints/filters"
 	"k8s.io/apiserver/pkg/endpoints/filters/impersonation"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
@@ -35,17 +34,36 @@ func requestInfoResolver() *apirequest.RequestInfoFactory {
 	}
 }
 
-// newChain wraps the router in the filters that every request passes, outermost last.
-func newChain(h http.Handler, id *identity, codecs runtime.NegotiatedSerializer, running *waitgroup.SafeWaitGroup) http.Handler {
-	h = filters.WithAuthorization(h, id.authorizer, codecs)
-	h = genericfilters.WithMaxInFlightLimit(h, MaxReadsInFlight, MaxWritesInFlight, longRunning)
-	h = impersonation.WithConstrainedImpersonation(h, id.authorizer, codecs)
-	h = filters.WithAudit(h, nil, nil, longRunning)
-	failed := filters.WithFailedAuthenticationAudit(filters.Unauthorized(codecs), nil, nil)
-	h = filters.WithAuthentication(h, id.authenticator, failed, id.audiences, id.requestHeader)
+// chain is what the filters are made of.
+type chain struct {
+	config   *Config
+	id       *identity
+	flow     *flowControl
+	auditing auditing
+	end      *shutdown
+}
+
+// inProcess tells requests that no socket brought.
+func (c *chain) inProcess(req *http.Request) bool {
+	_, ok := c.config.InProcessUser(req.Context())
+	return ok
+}
+
+// wrap puts a handler behind the filters that every request passes, outermost last. The order is upstream's
+// (DefaultBuildHandlerChain in k8s.io/apiserver/pkg/server/config.go).
+func (c *chain) wrap(h http.Handler, codecs runtime.NegotiatedSerializer) http.Handler {
+	a := &c.auditing
+	h = filters.WithAuthorization(h, c.id.authorizer, codecs)
+	h = c.flow.wrap(h, c.inProcess)
+	h = impersonation.WithConstrainedImpersonation(h, c.id.authorizer, codecs)
+	h = filters.WithAudit(h, a.sink(), a.rules, longRunning)
+	failed := filters.WithFailedAuthenticationAudit(filters.Unauthorized(codecs), a.sink(), a.rules)
+	h = filters.WithAuthentication(h, c.id.authenticator, failed, c.id.audiences, c.id.requestHeader)
 	h = filters.WithWarningRecorder(h)
-	h = filters.WithRequestDeadline(h, nil, nil, longRunning, codecs, RequestTimeout)
-	h = genericfilters.WithWaitGroup(h, longRunning, running)
+	h = withTimeout(h, c.config.Registry)
+	h = filters.WithRequestDeadline(h, a.sink(), a.rules, longRunning, codecs, RequestTimeout)
+	h = c.end.wrap(h)
+	h = withConnectionDeadlines(h, c.inProcess)
 	h = filters.WithCacheControl(h)
 	h = filters.WithLatencyTrackers(h)
 	h = filters.WithRequestInfo(h, requestInfoResolver())

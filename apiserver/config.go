@@ -12,9 +12,11 @@ import (
 
 	apiextensionsinformers "k8s.io/apiextensions-apiserver/pkg/client/informers/externalversions"
 	"k8s.io/apiserver/pkg/authentication/user"
+	genericoptions "k8s.io/apiserver/pkg/server/options"
 	"k8s.io/client-go/informers"
 	restclient "k8s.io/client-go/rest"
 	aggregatorinformers "k8s.io/kube-aggregator/pkg/client/informers/externalversions"
+	kubeoptions "k8s.io/kubernetes/pkg/kubeapiserver/options"
 
 	"knarr/api"
 )
@@ -71,6 +73,15 @@ type Config struct {
 	Domain           string
 	// Front wraps what connections from outside reach, before authentication; optional.
 	Front func(http.Handler) http.Handler
+	// Audit says what is recorded of requests, and where: upstream's options (and flags). Nil, or one without a policy,
+	// records nothing and costs nothing.
+	Audit *genericoptions.AuditOptions
+	// Authentication adds to who is believed: see NewAuthenticationOptions. Nil adds nobody.
+	Authentication *kubeoptions.BuiltInAuthenticationOptions
+	// Authorization is who decides: see NewAuthorizationOptions. Nil means Node and RBAC.
+	Authorization *kubeoptions.BuiltInAuthorizationOptions
+	// StoreCheck tells why the store does not work, nil when it does; the health check named etcd asks it. Optional.
+	StoreCheck func(context.Context) error
 	// ClusterDNS is the address of the cluster's DNS service.
 	ClusterDNS net.IP
 }

@@ -40,6 +40,7 @@ type cluster struct {
 	handler late
 	store   *store.Store
 	fs      vfs.FS
+	server  *apiserver.Server
 	stop    func()
 }
 
@@ -74,6 +75,12 @@ func theCluster(t testing.TB) *cluster {
 // startCluster runs an API on the file system; the caller stops it unless it is shared.
 func startCluster(t testing.TB, fs vfs.FS, transformers map[schema.GroupResource]value.Transformer) *cluster {
 	t.Helper()
+	return startClusterWith(t, fs, transformers, func(*apiserver.Config) {})
+}
+
+// startClusterWith is startCluster with another configuration of the API.
+func startClusterWith(t testing.TB, fs vfs.FS, transformers map[schema.GroupResource]value.Transformer, change func(*apiserver.Config)) *cluster {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	engine, err := pebble.Open(ctx, pebble.Options{Dir: "db", FS: fs})
 	require.NoError(t, err)
@@ -88,7 +95,7 @@ func startCluster(t testing.TB, fs vfs.FS, transformers map[schema.GroupResource
 	_, cidr, err := net.ParseCIDR("10.43.0.0/16")
 	require.NoError(t, err)
 	informers, extensions, aggregations := client.NewFactory(readers), client.NewExtensionsFactory(readers), client.NewAggregatorFactory(readers)
-	server, err := apiserver.New(ctx, apiserver.Config{
+	settings := apiserver.Config{
 		Registry: registry, Loopback: config, InProcessUser: client.UserFrom,
 		Informers: informers, ExtensionInformers: extensions, AggregationInformers: aggregations,
 		ClientCA: ca, RequestHeaderCA: ca, ProxyClientName: "front",
@@ -96,7 +103,10 @@ func startCluster(t testing.TB, fs vfs.FS, transformers map[schema.GroupResource
 		ServiceAccountKey: key, KubeletTransport: http.DefaultTransport, ProxyTransport: &http.Transport{},
 		AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: 6443, ServiceCIDR: *cidr,
 		NodePorts: apiserver.PortRange{First: 30000, Last: 30010}, Domain: "cluster.local", ClusterDNS: net.IPv4(10, 43, 0, 10),
-	})
+	}
+	change(&settings)
+	server, err := apiserver.New(ctx, settings)
+	c.server = server
 	require.NoError(t, err)
 	h := server.Handler()
 	c.handler.h.Store(&h)

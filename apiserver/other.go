@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"errors"
 	"io"
 	"log"
 	"net/http"
@@ -10,10 +9,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
-	"k8s.io/apiserver/pkg/server/healthz"
 	"k8s.io/apiserver/pkg/server/mux"
 	"k8s.io/apiserver/pkg/util/proxy"
-	"k8s.io/component-base/metrics/legacyregistry"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 
 	"github.com/emicklei/go-restful/v3"
@@ -59,7 +56,7 @@ func (s *Server) newOther(in *installer) http.Handler {
 	m.HandleFunc("/openapi/v3", docs.serveRoot)
 	m.HandlePrefix("/openapi/v3/", http.HandlerFunc(docs.serveVersion))
 	m.HandleFunc("/version", serveVersion)
-	m.Handle("/metrics", legacyregistry.HandlerWithReset())
+	m.Handle("/metrics", newMetricsPage(s.config.Registry, s.flow.inflight, s.reads))
 	m.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	m.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
@@ -69,25 +66,6 @@ func (s *Server) newOther(in *installer) http.Handler {
 		responsewriters.WriteRawJSON(http.StatusOK, map[string][]string{"paths": append([]string{"/api", "/apis"}, m.ListedPaths()...)}, w)
 	})
 	return m
-}
-
-func (s *Server) installHealth(m *mux.PathRecorderMux) {
-	alive := []healthz.HealthChecker{healthz.PingHealthz, healthz.LogHealthz}
-	bootstrapped := healthz.NamedCheck("poststarthook/bootstrap", func(*http.Request) error {
-		if !s.ready.Load() {
-			return errors.New("not finished")
-		}
-		return nil
-	})
-	shutdown := healthz.NamedCheck("shutdown", func(*http.Request) error {
-		if s.stopping.Load() {
-			return errors.New("process is shutting down")
-		}
-		return nil
-	})
-	healthz.InstallHandler(m, append(alive, bootstrapped)...)
-	healthz.InstallLivezHandler(m, append(alive, bootstrapped)...)
-	healthz.InstallReadyzHandler(m, append(alive, bootstrapped, shutdown)...)
 }
 
 func serveVersion(w http.ResponseWriter, _ *http.Request) {

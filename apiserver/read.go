@@ -42,6 +42,7 @@ const (
 type reader struct {
 	registry *api.Registry
 	next     http.Handler
+	metrics  *readMetrics
 }
 
 // read is one request that the reader can answer.
@@ -57,6 +58,9 @@ func (r *reader) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.next.ServeHTTP(w, req)
 		return
 	}
+	counted := r.metrics.begin(w, req, rd.kind, rd.info)
+	defer counted.done()
+	w = counted
 	var err error
 	switch rd.info.Verb {
 	case "get":

@@ -19,11 +19,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	"k8s.io/apimachinery/pkg/util/waitgroup"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	utilflowcontrol "k8s.io/apiserver/pkg/util/flowcontrol"
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/kubernetes"
@@ -58,8 +58,11 @@ type Server struct {
 	custom     *customResources
 	aggregator *aggregator
 	mapper     *restmapper.DeferredDiscoveryRESTMapper
-	running    *waitgroup.SafeWaitGroup
-	ready      atomic.Bool // bootstrap has succeeded
+	flow       *flowControl
+	auditing   auditing
+	reads      *readMetrics
+	hooks      *hooks
+	end        *shutdown
 	stopping   atomic.Bool
 }
 
@@ -74,7 +77,15 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, client: client, running: &waitgroup.SafeWaitGroup{}}
+	registerMetrics()
+	s := &Server{config: c, client: client, reads: newReadMetrics(), hooks: newHooks(), end: newShutdown()}
+	s.flow = &flowControl{
+		registry: c.Registry, inflight: &inflight{},
+		upstream: utilflowcontrol.New(c.Informers, client.FlowcontrolV1(), MaxReadsInFlight+MaxWritesInFlight),
+	}
+	if s.auditing, err = newAuditing(c.Audit); err != nil {
+		return nil, err
+	}
 	if s.id, err = newIdentity(ctx, c, client); err != nil {
 		return nil, err
 	}
@@ -95,7 +106,8 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err := s.extend(in, services, webhook.NewDefaultAuthenticationInfoResolverWrapper(c.ProxyTransport, nil, c.Loopback, noTracing())); err != nil {
 		return nil, err
 	}
-	s.handler = newChain(&reader{registry: c.Registry, next: s.newRouter(in)}, s.id, legacyscheme.Codecs, s.running)
+	filters := &chain{config: c, id: s.id, flow: s.flow, auditing: s.auditing, end: s.end}
+	s.handler = filters.wrap(&reader{registry: c.Registry, next: s.newRouter(in), metrics: s.reads}, legacyscheme.Codecs)
 	return s, nil
 }
 
@@ -194,20 +206,30 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // Start bootstraps the cluster's own objects and starts what keeps the API in order: custom resources, aggregation, the
 // repair of service allocations. It returns when the bootstrap is done; the rest runs until ctx ends. The informers must run.
 func (s *Server) Start(ctx context.Context, started func(func(context.Context))) error {
+	if err := s.auditing.start(); err != nil {
+		return err
+	}
+	started(func(ctx context.Context) { s.flow.run(ctx.Done()) })
 	started(s.custom.run)
 	started(s.aggregator.run)
 	started(s.resetMapper)
-	b := &bootstrap{config: s.config, client: s.client}
+	if s.id.reload != nil {
+		started(s.id.reload.run)
+	}
+	s.hooks.done(hookInformers, hookFlowControl, hookFilter, hookCustomInformers, hookCustom, hookCustomSynced,
+		hookAggregator, hookAvailability, hookRegistration, hookDiscovery)
+	b := &bootstrap{config: s.config, client: s.client, hooks: s.hooks}
 	if err := b.run(ctx); err != nil {
 		return err
 	}
 	if err := s.repair(ctx, started); err != nil {
 		return err
 	}
+	s.hooks.done(hookRepair)
 	if err := s.registerAll(ctx); err != nil {
 		return fmt.Errorf("register the built-in groups: %w", err)
 	}
-	s.ready.Store(true)
+	s.hooks.done(hookRegistered, hookComplete)
 	return nil
 }
 
@@ -259,7 +281,7 @@ func (s *Server) resetMapper(ctx context.Context) {
 	}
 }
 
-// Serve answers on the listener until ctx ends, then lets the requests under way finish.
+// Serve answers on the listener until ctx ends, then drops no request that was accepted: see shutdown.
 func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.Config) error {
 	config = config.Clone()
 	config.ClientAuth = tls.RequestClientCert
@@ -290,22 +312,16 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.C
 	case <-ctx.Done():
 	}
 	s.stopping.Store(true)
-	s.drain(context.WithoutCancel(ctx))
-	err := server.Close()
+	defer s.auditing.close()
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	err := s.end.run(ending, server)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = nil // what did not end in time is cut off
+	}
+	err = errors.Join(err, server.Close())
 	if served := <-done; !errors.Is(served, http.ErrServerClosed) {
 		err = errors.Join(err, served)
 	}
 	return err
-}
-
-// drain waits for the requests under way, those apart that never end by themselves (watches, exec, ...).
-func (s *Server) drain(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
-	defer cancel()
-	done := make(chan struct{})
-	go func() { s.running.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
 }

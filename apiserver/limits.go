@@ -1,0 +1,216 @@
+package apiserver
+
+import (
+	"net/http"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/authentication/user"
+	endpointmetrics "k8s.io/apiserver/pkg/endpoints/metrics"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/endpoints/responsewriter"
+	genericfilters "k8s.io/apiserver/pkg/server/filters"
+	"k8s.io/apiserver/pkg/storage"
+	utilflowcontrol "k8s.io/apiserver/pkg/util/flowcontrol"
+	flowcontrolrequest "k8s.io/apiserver/pkg/util/flowcontrol/request"
+
+	"knarr/api"
+)
+
+const (
+	// stalledWriteTimeout is how long a client may take in no byte of a watch before it is cut off. It lists and watches
+	// anew; the connection's other requests go on.
+	stalledWriteTimeout = time.Minute
+	// answerGrace is how long after a request's deadline its client may go on taking in the answer or sending the body.
+	answerGrace = 30 * time.Second
+)
+
+// flowControl is API priority and fairness, upstream's own, over our informers.
+//
+// What differs: in-process callers of system:masters (this server itself) are let through before the classification, which
+// would find them exempt; a watch counts until it is let in and not until its initial list is sent, as the list comes from
+// memory; the number of watchers makes no write dearer, as one encoding serves them all. BenchmarkFlowControl measures what
+// the classification costs. At idle it wakes every ten seconds to lend seats between levels.
+type flowControl struct {
+	upstream utilflowcontrol.Interface
+	registry *api.Registry
+	inflight *inflight
+}
+
+// wrap puts a handler under flow control.
+func (f *flowControl) wrap(h http.Handler, inProcess func(*http.Request) bool) http.Handler {
+	h = f.inflight.count(h)
+	estimate := flowcontrolrequest.NewWorkEstimator(f.stats, noWatchers, flowcontrolrequest.DefaultWorkEstimatorConfig(), f.upstream.GetMaxSeats)
+	limited := genericfilters.WithPriorityAndFairness(signalWatch(h), longRunning, f.upstream, estimate, RequestTimeout/4)
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if inProcess(req) && isPrivileged(req) {
+			h.ServeHTTP(w, req)
+			return
+		}
+		limited.ServeHTTP(w, req)
+	})
+}
+
+// run follows the configuration objects until ctx ends.
+func (f *flowControl) run(stop <-chan struct{}) { _ = f.upstream.Run(stop) }
+
+// stats says how many objects a list would cover.
+func (f *flowControl) stats(resource string) (storage.Stats, error) {
+	kind := f.registry.Kind(schema.ParseGroupResource(resource))
+	if kind == nil {
+		return storage.Stats{}, nil
+	}
+	return storage.Stats{ObjectCount: int64(kind.Table.Snapshot().Len())}, nil
+}
+
+func noWatchers(*apirequest.RequestInfo) int { return 0 }
+
+// signalWatch gives a watch's seat back as soon as it runs.
+func signalWatch(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		utilflowcontrol.WatchInitialized(req.Context())
+		h.ServeHTTP(w, req)
+	})
+}
+
+// isPrivileged tells callers that are exempt from every limit.
+func isPrivileged(req *http.Request) bool {
+	u, ok := apirequest.UserFrom(req.Context())
+	return ok && slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup)
+}
+
+// inflight counts the requests that run now, long-running ones aside. The gauges of upstream tell the highest number of
+// the last second and tick for it; ours tells the highest since it was last asked for.
+type inflight struct {
+	reads, writes level
+}
+
+// level is a number and the highest value that it had since the last report.
+type level struct{ now, peak atomic.Int64 }
+
+func (l *level) enter() {
+	n := l.now.Add(1)
+	for p := l.peak.Load(); n > p && !l.peak.CompareAndSwap(p, n); p = l.peak.Load() {
+	}
+}
+
+func (l *level) leave() { l.now.Add(-1) }
+
+// take gives the peak and starts the next period.
+func (l *level) take() int { return int(l.peak.Swap(l.now.Load())) }
+
+func (i *inflight) count(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		info, ok := apirequest.RequestInfoFrom(req.Context())
+		if !ok || longRunning(req, info) {
+			h.ServeHTTP(w, req)
+			return
+		}
+		l := &i.reads
+		if isMutating(info) {
+			l = &i.writes
+		}
+		l.enter()
+		defer l.leave()
+		h.ServeHTTP(w, req)
+	})
+}
+
+// report sets upstream's gauges.
+func (i *inflight) report() {
+	endpointmetrics.UpdateInflightRequestMetrics(endpointmetrics.ExecutingPhase, i.reads.take(), i.writes.take())
+}
+
+// isMutating tells requests that count as writes, as upstream.
+func isMutating(info *apirequest.RequestInfo) bool {
+	switch info.Verb {
+	case "get", "list", "watch", "head", "options":
+		return false
+	}
+	return true
+}
+
+// withTimeout answers 504 when a handler has not begun to answer at its deadline. Upstream does so for all requests, each in
+// one more goroutine; reads of stored built-in kinds come from memory, need no such guard, and go without.
+func withTimeout(h http.Handler, registry *api.Registry) http.Handler {
+	timed := genericfilters.WithTimeoutForNonLongRunningRequests(h, longRunning)
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if info, ok := apirequest.RequestInfoFrom(req.Context()); ok && isStoredRead(info, registry) {
+			h.ServeHTTP(w, req)
+			return
+		}
+		timed.ServeHTTP(w, req)
+	})
+}
+
+func isStoredRead(info *apirequest.RequestInfo, registry *api.Registry) bool {
+	if !info.IsResourceRequest || info.Subresource != "" || isMutating(info) {
+		return false
+	}
+	kind := registry.Kind(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource})
+	return kind != nil && kind.Plain()
+}
+
+// withConnectionDeadlines frees what a client holds that neither sends nor takes: the body and the answer of a bounded
+// request end some time after its deadline, and a watch whose client takes nothing is cut off. Requests without a
+// connection have nothing to guard.
+func withConnectionDeadlines(h http.Handler, inProcess func(*http.Request) bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		info, ok := apirequest.RequestInfoFrom(req.Context())
+		if !ok || inProcess(req) {
+			h.ServeHTTP(w, req)
+			return
+		}
+		control := http.NewResponseController(w)
+		switch {
+		case !longRunning(req, info):
+			end := time.Now().Add(RequestTimeout + answerGrace)
+			_ = control.SetWriteDeadline(end)
+			if req.ContentLength != 0 {
+				_ = control.SetReadDeadline(end)
+			}
+		case req.ProtoMajor == 1:
+			_ = control.SetWriteDeadline(time.Time{}) // an earlier request of the connection may have set one
+		}
+		if info.Verb == "watch" && !isUpgrade(req) {
+			g := newStallGuard(w, control)
+			defer g.timer.Stop()
+			w = responsewriter.WrapForHTTP1Or2(g)
+		}
+		h.ServeHTTP(w, req)
+	})
+}
+
+// stallGuard cuts off a client that takes in nothing for stalledWriteTimeout while there is something to write.
+type stallGuard struct {
+	http.ResponseWriter
+	control *http.ResponseController
+	timer   *time.Timer
+	limit   time.Duration
+}
+
+func newStallGuard(w http.ResponseWriter, control *http.ResponseController) *stallGuard {
+	g := &stallGuard{ResponseWriter: w, control: control, limit: stalledWriteTimeout}
+	g.timer = time.AfterFunc(g.limit, func() { _ = control.SetWriteDeadline(time.Unix(1, 0)) })
+	g.timer.Stop()
+	return g
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (g *stallGuard) Unwrap() http.ResponseWriter { return g.ResponseWriter }
+
+// Write implements http.ResponseWriter.
+func (g *stallGuard) Write(data []byte) (int, error) {
+	g.timer.Reset(g.limit)
+	defer g.timer.Stop()
+	return g.ResponseWriter.Write(data)
+}
+
+// Flush implements http.Flusher. What it fails at, the next write fails at.
+func (g *stallGuard) Flush() {
+	g.timer.Reset(g.limit)
+	defer g.timer.Stop()
+	_ = g.control.Flush()
+}
