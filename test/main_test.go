@@ -143,9 +143,11 @@ func random() string {
 func makeMachine(machine, world string) error {
 	var handles []vns.NsHandle
 	for _, path := range []string{machine, world} {
-		// An address would get its route only after a second of looking for doubles.
-		noDAD := func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0) }
-		if err := netns.Create(path, noDAD); err != nil {
+		// Link-local addresses appear some time after their link; the machine has none.
+		noIPv6 := func() error {
+			return os.WriteFile("/proc/sys/net/ipv6/conf/default/addr_gen_mode", []byte("1"), 0)
+		}
+		if err := netns.Create(path, noIPv6); err != nil {
 			return err
 		}
 		h, err := netns.Open(path)
