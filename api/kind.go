@@ -106,6 +106,8 @@ type hubForm struct {
 	scheme *runtime.Scheme
 	stored schema.GroupVersionKind
 	hub    schema.GroupVersion
+	encode func(runtime.Object) ([]byte, error)
+	decode func([]byte) (runtime.Object, error)
 }
 
 func (f *hubForm) toStored(obj runtime.Object) (runtime.Object, error) {
@@ -115,7 +117,13 @@ func (f *hubForm) toStored(obj runtime.Object) (runtime.Object, error) {
 	}
 	f.scheme.Default(out)
 	out.GetObjectKind().SetGroupVersionKind(f.stored)
-	return out, nil
+	// Through the stored bytes and back: what readers see now is what they will see after a restart (times have their
+	// stored precision, empty lists are absent).
+	data, err := f.encode(out)
+	if err != nil {
+		return nil, err
+	}
+	return f.decode(data)
 }
 
 func (f *hubForm) fromStored(rec *store.Record) (runtime.Object, error) {

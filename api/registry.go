@@ -199,13 +199,13 @@ func bindScheme(kind *Kind, codec *tableCodec, config *storagebackend.ConfigForR
 		return fmt.Errorf("no storage version for %v", kinds)
 	}
 	kind.Stored = stored
-	kind.form = &hubForm{scheme: scheme, stored: stored, hub: kinds[0].GroupVersion()}
 	codec.decode = decodeInto(scheme, deserializer, stored)
 	var s runtime.Serializer = json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{})
 	if binary {
 		s = protobuf.NewSerializer(scheme, scheme)
 	}
 	codec.encode = func(obj runtime.Object) ([]byte, error) { return runtime.Encode(s, obj) }
+	kind.form = &hubForm{scheme: scheme, stored: stored, hub: kinds[0].GroupVersion(), encode: codec.encode, decode: codec.decode}
 	return nil
 }
 

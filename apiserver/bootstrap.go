@@ -24,6 +24,7 @@ import (
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
 	schedulingv1 "k8s.io/kubernetes/pkg/apis/scheduling/v1"
 	"k8s.io/kubernetes/pkg/controlplane/controller/kubernetesservice"
+	"k8s.io/kubernetes/pkg/controlplane/controller/legacytokentracking"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 )
@@ -341,6 +342,14 @@ func (b *bootstrap) trust(ctx context.Context) error {
 		_, err = maps.Update(ctx, existing, metav1.UpdateOptions{})
 		return err
 	})
+}
+
+// tokenTracking records since when uses of legacy tokens are noted, which upstream's token cleaner asks for.
+func (b *bootstrap) tokenTracking(ctx context.Context) error {
+	return ignoreExisting(b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(ctx, &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: legacytokentracking.ConfigMapName},
+		Data:       map[string]string{legacytokentracking.ConfigMapDataKey: time.Now().UTC().Format(time.DateOnly)},
+	}, metav1.CreateOptions{}))
 }
 
 // dns makes the service under whose address every node answers DNS queries itself; it needs no endpoints.

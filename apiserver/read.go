@@ -50,6 +50,8 @@ type read struct {
 	info   *apirequest.RequestInfo
 	kind   *api.Kind
 	format format
+	// namespace of the object, or of the list; empty for cluster-scoped kinds and lists across namespaces.
+	namespace string
 }
 
 func (r *reader) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -95,7 +97,11 @@ func (r *reader) accept(req *http.Request) *read {
 	if _, ok := f.(protoFormat); ok && isJSONOnly(kind.Stored.Group) {
 		return nil
 	}
-	return &read{info: info, kind: kind, format: f}
+	namespace := info.Namespace
+	if kind.Stored == (schema.GroupVersionKind{Version: "v1", Kind: "Namespace"}) {
+		namespace = "" // RequestInfo puts a namespace into itself
+	}
+	return &read{info: info, kind: kind, format: f, namespace: namespace}
 }
 
 // isJSONOnly tells groups whose Go types have no protobuf form that is served.
@@ -114,7 +120,7 @@ func (rd *read) get(w http.ResponseWriter, req *http.Request) error {
 			return rd.interpret(err)
 		}
 	}
-	rec := rd.kind.Table.Get(rd.kind.Key(rd.info.Namespace, rd.info.Name))
+	rec := rd.kind.Table.Get(rd.kind.Key(rd.namespace, rd.info.Name))
 	if rec == nil {
 		return apierrors.NewNotFound(rd.kind.Resource, rd.info.Name)
 	}
@@ -179,7 +185,7 @@ func (rd *read) selection(req *http.Request) (api.Selection, storage.ListOptions
 	if label == nil {
 		label = labels.Everything()
 	}
-	sel := rd.kind.Select(rd.info.Namespace, label, opts.FieldSelector)
+	sel := rd.kind.Select(rd.namespace, label, opts.FieldSelector)
 	return sel, storage.ListOptions{
 		ResourceVersion:      opts.ResourceVersion,
 		ResourceVersionMatch: opts.ResourceVersionMatch,

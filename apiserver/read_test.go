@@ -74,6 +74,7 @@ func TestReadsAreUpstreamsByteForByte(t *testing.T) {
 	require.Greater(t, compared, 200)
 	for _, f := range readFormats {
 		for _, path := range []string{"/api/v1/namespaces/default/configmaps/html", "/apis/rbac.authorization.k8s.io/v1/clusterroles/admin",
+			"/api/v1/namespaces/default", "/api/v1/namespaces?fieldSelector=metadata.name%3Ddefault", "/api/v1/namespaces/missing",
 			"/api/v1/namespaces/default/configmaps/missing", "/api/v1/namespaces/default/configmaps?fieldSelector=x%3Dy",
 			"/api/v1/namespaces/default/configmaps?continue=x", "/api/v1/namespaces/default/configmaps?resourceVersion=x"} {
 			ours, theirs := fetch(t, c, path, f.ours), fetch(t, c, path, f.upstream)
