@@ -50,6 +50,6 @@ shimdeps:
 	@.ci/need libseccomp-dev:/usr/include/seccomp.h pkg-config:/usr/bin/pkg-config
 
 testdeps:
-	@.ci/need busybox-static:/bin/busybox
+	@.ci/need busybox-static:/bin/busybox nftables:/usr/sbin/nft
 
 deps: shimdeps testdeps
