@@ -78,7 +78,8 @@ type Options struct {
 	// After a change the owner calls Agent.NetworkChanged. Optional: always ready.
 	NetworkReady func() error
 	// OnPodCIDR is called, from one goroutine, with node.spec.podCIDRs as soon
-	// as they are known and whenever they change. Optional.
+	// as they are known and whenever they change. It must not call the agent,
+	// but for NetworkChanged. Optional.
 	OnPodCIDR func(cidrs []string)
 
 	// Labels and Taints are put on the Node when it registers. Optional.
