@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -83,7 +84,7 @@ type node struct {
 	images *image.Store
 	rt     *noderuntime.Runtime
 	agent  *agent.Agent
-	events *record.FakeRecorder
+	events *eventLog
 	cgroup string
 	tune   func(*agent.Options)
 	before goleak.Option // goroutines that were there before
@@ -101,7 +102,7 @@ func newNode(t testing.TB, tune func(*agent.Options)) *node {
 	if os.Geteuid() != 0 {
 		t.Skip("containers need root")
 	}
-	n := &node{t: t, before: goleak.IgnoreCurrent(), dir: t.TempDir(), cgroup: "/knarr-agent-test-" + random(), tune: tune}
+	n := &node{t: t, before: goleak.IgnoreCurrent(), dir: t.TempDir(), cgroup: "/knarr-agent-test-" + random(), tune: tune, events: &eventLog{}}
 	n.client = fake.NewSimpleClientset(
 		&v1.Service{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes", Namespace: "default"},
 			Spec: v1.ServiceSpec{ClusterIP: "10.43.0.1", Ports: []v1.ServicePort{{Name: "https", Port: 443, Protocol: v1.ProtocolTCP}}}},
@@ -157,12 +158,12 @@ func (n *node) importBusybox(ctx context.Context) {
 
 // start runs a (further) agent on the node's state.
 func (n *node) start() {
-	n.events = record.NewFakeRecorder(4096)
+	recorder := record.NewFakeRecorder(64)
 	factory := informers.NewSharedInformerFactory(n.client, 0)
 	opts := agent.Options{
 		NodeName: nodeName, RootDir: filepath.Join(n.dir, "agent"), NodeIPs: []net.IP{net.IPv4(127, 0, 0, 1)},
 		Client: n.client, Informers: factory, Runtime: n.rt, Images: n.images.CRI(), Streaming: n.rt.Streams(),
-		ClusterDNS: []net.IP{net.IPv4(10, 43, 0, 10)}, CgroupRoot: n.cgroup, Recorder: n.events,
+		ClusterDNS: []net.IP{net.IPv4(10, 43, 0, 10)}, CgroupRoot: n.cgroup, Recorder: recorder,
 	}
 	if n.tune != nil {
 		n.tune(&opts)
@@ -172,6 +173,7 @@ func (n *node) start() {
 	n.agent = a
 	ctx, cancel := context.WithCancel(context.Background())
 	factory.Start(ctx.Done())
+	go n.events.follow(recorder, ctx.Done())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
 	n.stop = func() {
@@ -306,16 +308,32 @@ func show(p *v1.Pod) string {
 }
 
 // recorded returns the events so far.
-func (n *node) recorded() string {
-	var out []string
+func (n *node) recorded() string { return n.events.String() }
+
+// eventLog keeps the events of all agents of a node.
+type eventLog struct {
+	mu   sync.Mutex
+	list []string
+}
+
+// follow takes in what a recorder gets until stop is closed.
+func (l *eventLog) follow(r *record.FakeRecorder, stop <-chan struct{}) {
 	for {
 		select {
-		case e := <-n.events.Events:
-			out = append(out, e)
-		default:
-			return strings.Join(out, "\n")
+		case e := <-r.Events:
+			l.mu.Lock()
+			l.list = append(l.list, e)
+			l.mu.Unlock()
+		case <-stop:
+			return
 		}
 	}
+}
+
+func (l *eventLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.list, "\n")
 }
 
 func running(p *v1.Pod) bool {

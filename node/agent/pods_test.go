@@ -87,6 +87,7 @@ func TestPodLife(t *testing.T) {
 		"storage": testStorageLimit,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			sub := *n
 			sub.t = t
 			test(t, &sub)
