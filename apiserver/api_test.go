@@ -293,6 +293,9 @@ func TestTokensNameTheirServiceAccount(t *testing.T) {
 	status := review()
 	require.True(t, status.Authenticated, status.Error)
 	require.Equal(t, "system:serviceaccount:"+ns+":robot", status.User.Username)
+	discovery, err := c.CoreV1().RESTClient().Get().AbsPath("/.well-known/openid-configuration").DoRaw(ctx)
+	require.NoError(t, err)
+	require.Contains(t, string(discovery), `"jwks_uri":"https://192.0.2.1:6443/openid/v1/jwks"`, "where the keys are that verify tokens")
 }
 
 func TestCustomResources(t *testing.T) {
@@ -322,6 +325,12 @@ func TestCustomResources(t *testing.T) {
 	require.Equal(t, map[string]any{"crew": int64(6), "sail": "square"}, made.Object["spec"], "pruned and defaulted")
 	_, err = ships.Create(ctx, ship("longship", 60), metav1.CreateOptions{})
 	require.True(t, apierrors.IsInvalid(err), err)
+	stray := ship("stray", 6)
+	stray.Object["rudder"] = "unknown"
+	body, err := json.Marshal(stray)
+	require.NoError(t, err)
+	_, err = ships.Patch(ctx, "stray", types.ApplyPatchType, body, metav1.PatchOptions{FieldManager: "test", FieldValidation: metav1.FieldValidationStrict})
+	require.ErrorContains(t, err, ".rudder: field not declared in schema", "apply knows the schema")
 	list, err := ships.List(ctx, metav1.ListOptions{})
 	require.NoError(t, err)
 	require.Len(t, list.Items, 1)

@@ -28,6 +28,7 @@ import (
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
+	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
 type resourceManager = aggregated.ResourceManager
@@ -55,8 +56,10 @@ func newCustomResources(c *Config, client crdclient.Interface, admit admission.I
 	informer := c.ExtensionInformers.Apiextensions().V1().CustomResourceDefinitions()
 	establishing := establish.NewEstablishingController(informer, client.ApiextensionsV1())
 	// The two nil arguments answer discovery requests, which never reach this handler: route.go asks customResources.
+	// The schemas that apply knows a definition's instances by start from none: those of a definition include all that they
+	// refer to. (Without a start, nil, apply would take any field.)
 	h, err := apiextensionsserver.NewCustomResourceDefinitionHandler(nil, nil, informer, http.NotFoundHandler(), c.Registry.CustomResources(), admit, establishing,
-		services, webhooks, 1, authz, RequestTimeout, MinWatchTimeout, nil, MaxRequestBodyBytes)
+		services, webhooks, 1, authz, RequestTimeout, MinWatchTimeout, map[string]*spec.Schema{}, MaxRequestBodyBytes)
 	if err != nil {
 		return nil, err
 	}

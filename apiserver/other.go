@@ -3,8 +3,10 @@ package apiserver
 import (
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/pprof"
+	"strconv"
 
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
@@ -74,7 +76,8 @@ func serveVersion(w http.ResponseWriter, _ *http.Request) {
 
 // installIssuer serves the keys that verify service-account tokens, for parties outside the cluster.
 func (s *Server) installIssuer(m *mux.PathRecorderMux) {
-	md, err := serviceaccount.NewOpenIDMetadataProvider(ServiceAccountIssuer, "", s.config.AdvertiseAddress.String(), s.id.keys)
+	address := net.JoinHostPort(s.config.AdvertiseAddress.String(), strconv.Itoa(s.config.Port))
+	md, err := serviceaccount.NewOpenIDMetadataProvider(ServiceAccountIssuer, "", address, s.id.keys)
 	if err != nil {
 		return
 	}
