@@ -19,6 +19,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/storage/value"
@@ -144,3 +145,5 @@ func authority(t testing.TB) (*ecdsa.PrivateKey, []byte) {
 func restConfig(c *cluster) *rest.Config {
 	return client.Config(&c.handler, client.User("system:apiserver", user.SystemPrivilegedGroup, user.AllAuthenticated))
 }
+
+func listOptions(label string) metav1.ListOptions { return metav1.ListOptions{LabelSelector: label} }
