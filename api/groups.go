@@ -22,6 +22,7 @@ import (
 	restclient "k8s.io/client-go/rest"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	aggregatorrest "k8s.io/kube-aggregator/pkg/registry/apiservice/rest"
+	"k8s.io/kubernetes/pkg/capabilities"
 	admissionregistrationrest "k8s.io/kubernetes/pkg/registry/admissionregistration/rest"
 	apiserverinternalrest "k8s.io/kubernetes/pkg/registry/apiserverinternal/rest"
 	appsrest "k8s.io/kubernetes/pkg/registry/apps/rest"
@@ -100,6 +101,8 @@ type provider interface {
 
 // Groups builds upstream's REST storage of every group that a default Kubernetes serves, over this registry.
 func (r *Registry) Groups(c Config) (*Groups, error) {
+	// Validation asks this setting of the process; pod security admission is what tells who may run what.
+	capabilities.Setup(true, 0)
 	client, err := kubernetes.NewForConfig(c.Loopback)
 	if err != nil {
 		return nil, err

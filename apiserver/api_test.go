@@ -277,6 +277,15 @@ func TestRightsAreChecked(t *testing.T) {
 	require.True(t, apierrors.IsForbidden(err), "a node sees only the secrets of its pods")
 }
 
+func TestPrivilegedPodsAreAllowed(t *testing.T) {
+	c := theCluster(t)
+	ctx, ns := place(t, c)
+	container := corev1.Container{Name: "c", Image: "i", SecurityContext: &corev1.SecurityContext{Privileged: ptr.To(true)}}
+	template := &corev1.PodTemplate{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{Containers: []corev1.Container{container}}}}
+	_, err := c.CoreV1().PodTemplates(ns).Create(ctx, template, metav1.CreateOptions{})
+	require.NoError(t, err)
+}
+
 func TestTokensNameTheirServiceAccount(t *testing.T) {
 	c := theCluster(t)
 	ctx, ns := place(t, c)
