@@ -19,7 +19,7 @@ LIGHT := ./store/... ./system/pki/... ./internal/checks ./internal/rig ./node/sh
 export CGO_ENABLED := 0
 export GOFLAGS := -trimpath
 
-.PHONY: build demo test check bench clean deps shimdeps testdeps
+.PHONY: build demo test check bench conformance clean deps shimdeps testdeps
 
 build: shimdeps
 	go build -ldflags '-s -w $(strip $(STAMP))' -o bin/knarr ./cmd/knarr
@@ -41,6 +41,14 @@ check:
 
 bench: build testdeps
 	go run ./bench
+
+# Upstream's own suite against a cluster of ours: make conformance FOCUS='\[sig-cli\].*\[Conformance\]'. See docs/conformance.md.
+conformance: FOCUS ?= \[Conformance\]
+conformance: PARALLEL ?= 1
+conformance: build
+	@.ci/need busybox-static:/bin/busybox mmdebstrap:/usr/bin/mmdebstrap
+	go build -C test/conformance -o ../../out/conformance/bin/conformance .
+	out/conformance/bin/conformance -top . -focus '$(FOCUS)' -skip '$(SKIP)' -parallel $(PARALLEL)
 
 clean:
 	rm -rf bin

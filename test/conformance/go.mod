@@ -1,3 +1,4 @@
+// The versions are those of the project itself, so that both share what is compiled; do not tidy.
 module knarr/test/conformance
 
 go 1.26.6

@@ -28,7 +28,7 @@ const (
 type config struct {
 	// top is the project's directory, out where everything built and reported goes.
 	top, out string
-	// knarr is the program under test; knarr-shim lies beside it.
+	// knarr is the program under test; knarr-shim lies beside it. Empty: what `make build` made.
 	knarr string
 	// focus and skip are ginkgo's regular expressions over the names of tests; an empty skip skips none.
 	focus, skip string
@@ -36,8 +36,8 @@ type config struct {
 	parallel, nodes int
 	// kubeconfig is a running cluster with the images loaded, which is used and left alone. Empty: make one.
 	kubeconfig string
-	// prepare ends after the building; load ends after loading the images into the running cluster of the kit's name.
-	prepare bool
+	// prepare ends after the building; keep leaves the cluster running for further runs with kubeconfig.
+	prepare, keep bool
 	// timeout bounds the suite.
 	timeout time.Duration
 }
@@ -45,12 +45,14 @@ type config struct {
 func main() {
 	c := config{}
 	flag.StringVar(&c.top, "top", "../..", "directory of the project")
+	flag.StringVar(&c.knarr, "knarr", "", "program to test (default: bin/knarr of the project)")
 	flag.StringVar(&c.focus, "focus", `\[Conformance\]`, "regular expression of the tests to run")
 	flag.StringVar(&c.skip, "skip", "", "regular expression of the tests to leave out")
 	flag.IntVar(&c.parallel, "parallel", 1, "tests at once")
 	flag.IntVar(&c.nodes, "nodes", 2, "nodes of the cluster")
 	flag.StringVar(&c.kubeconfig, "kubeconfig", "", "use this running cluster, which has the images, instead of one of our own")
 	flag.BoolVar(&c.prepare, "prepare", false, "only build the suite and the images' contents")
+	flag.BoolVar(&c.keep, "keep", false, "leave the cluster running (knarr down --name conformance --purge ends it)")
 	flag.DurationVar(&c.timeout, "timeout", 6*time.Hour, "how long the suite may take")
 	flag.Parse()
 
@@ -69,7 +71,9 @@ func run(ctx context.Context, c config) (err error) {
 		return err
 	}
 	c.out = filepath.Join(c.top, "out", "conformance")
-	c.knarr = filepath.Join(c.top, "bin", "knarr")
+	if c.knarr == "" {
+		c.knarr = filepath.Join(c.top, "bin", "knarr")
+	}
 	if err := os.MkdirAll(c.out, 0o755); err != nil {
 		return err
 	}
@@ -79,19 +83,24 @@ func run(ctx context.Context, c config) (err error) {
 	if err := c.buildRoots(ctx); err != nil || c.prepare {
 		return err
 	}
+	defer func() { c.summarize(os.Stdout) }()
 	if c.kubeconfig == "" {
 		if c.kubeconfig, err = c.up(ctx); err != nil {
 			return err
 		}
-		defer func() {
-			bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
-			defer cancel()
-			err = errors.Join(err, c.down(bounded))
-			c.summarize(os.Stdout)
-		}()
+		if !c.keep {
+			defer func() { err = errors.Join(err, c.downAfter(ctx)) }()
+		}
 		if err := c.load(ctx); err != nil {
 			return err
 		}
 	}
 	return c.suite(ctx)
+}
+
+// downAfter takes the cluster down, also when ctx has ended.
+func (c config) downAfter(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
+	defer cancel()
+	return c.down(bounded)
 }

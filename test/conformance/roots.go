@@ -29,8 +29,8 @@ var trees = []struct {
 	{"agnhost", makeAgnhost},
 	{"nonewprivs", makeNoNewPrivs},
 	{"web", makeWeb},
-	{"kitten", func(_ context.Context, c config, dir string) error { return c.makeFleet(dir, "kitten") }},
-	{"nautilus", func(_ context.Context, c config, dir string) error { return c.makeFleet(dir, "nautilus") }},
+	{"kitten", func(ctx context.Context, c config, dir string) error { return c.makeFleet(ctx, dir, "kitten") }},
+	{"nautilus", func(ctx context.Context, c config, dir string) error { return c.makeFleet(ctx, dir, "nautilus") }},
 	{"pause", func(_ context.Context, c config, dir string) error { return c.program(dir, "pause", "/pause", 0o755) }},
 	{"sample-apiserver", func(_ context.Context, c config, dir string) error {
 		return errors.Join(os.Mkdir(filepath.Join(dir, "tmp"), 0o777), c.program(dir, "sample-apiserver", "/sample-apiserver", 0o755))
@@ -129,11 +129,11 @@ func makeTools(ctx context.Context, c config, dir string) error {
 }
 
 // makeAgnhost is agnhost with the tools that its tests call in it.
-func makeAgnhost(_ context.Context, c config, dir string) error {
+func makeAgnhost(ctx context.Context, c config, dir string) error {
 	if err := copyTree(c.root("tools"), dir); err != nil {
 		return err
 	}
-	from, err := c.upstream("test/images/agnhost/porter")
+	from, err := c.upstream(ctx, "test/images/agnhost/porter")
 	if err != nil {
 		return err
 	}
@@ -159,8 +159,8 @@ func makeWeb(_ context.Context, c config, dir string) error {
 }
 
 // makeFleet is agnhost with the picture that the demo of kubectl's tests shows.
-func (c config) makeFleet(dir, name string) error {
-	html, err := c.upstream("test/images/" + name + "/html")
+func (c config) makeFleet(ctx context.Context, dir, name string) error {
+	html, err := c.upstream(ctx, "test/images/"+name+"/html")
 	if err != nil {
 		return err
 	}
@@ -170,8 +170,8 @@ func (c config) makeFleet(dir, name string) error {
 }
 
 // upstream is the directory rel of the module of Kubernetes.
-func (c config) upstream(rel string) (string, error) {
-	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
+func (c config) upstream(ctx context.Context, rel string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
 	cmd.Dir = filepath.Join(c.top, "test", "conformance")
 	out, err := cmd.Output()
 	if err != nil {
