@@ -103,6 +103,10 @@ func (k *Kind) snapshot(exact int64, from, prefix string) (*store.Snapshot, erro
 	if err == nil {
 		return snap, nil
 	}
+	var future *store.FutureError
+	if errors.As(err, &future) {
+		return nil, storage.NewTooLargeResourceVersionError(uint64(future.Requested), uint64(future.Current), 1)
+	}
 	var gone *store.GoneError
 	if !errors.As(err, &gone) {
 		return nil, err

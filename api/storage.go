@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
@@ -85,17 +86,34 @@ func (s *Storage) Create(ctx context.Context, key string, obj, out runtime.Objec
 	return s.into(out, recs[0])
 }
 
-// commit writes and translates the store's own failures.
+// commit writes and translates the store's own failures; a *store.ConflictError stays what it is.
 func (s *Storage) commit(ctx context.Context, op store.Op) ([]*store.Record, error) {
 	recs, err := s.kind.store.Txn(ctx, op)
-	if err == nil || ctx.Err() == nil {
-		return recs, err
+	if err == nil {
+		return recs, nil
 	}
 	var conflict *store.ConflictError
 	if errors.As(err, &conflict) {
 		return nil, err
 	}
-	return nil, storage.NewTimeoutError(op.Key, "request did not complete within requested timeout")
+	if ctx.Err() != nil {
+		return nil, storage.NewTimeoutError(op.Key, "request did not complete within requested timeout")
+	}
+	return nil, unavailable(err)
+}
+
+// unavailable gives the 503 of a store that takes no writes, with what to do about it.
+func unavailable(err error) error {
+	var u *store.UnavailableError
+	switch {
+	case errors.Is(err, syscall.ENOSPC):
+		return apierrors.NewServiceUnavailable(fmt.Sprintf("the disk of the cluster's store is full: make room on it; reads go on, and writes will as soon as there is room (%v)", err))
+	case errors.As(err, &u):
+		return apierrors.NewServiceUnavailable(u.Error())
+	case errors.Is(err, store.ErrClosed):
+		return apierrors.NewServiceUnavailable("the server is shutting down")
+	}
+	return err
 }
 
 // into fills out with a private copy of the record's object.
