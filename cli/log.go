@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -38,7 +39,14 @@ func boundLog(path string) error {
 		return fmt.Errorf("%s: %w", logEnv, err)
 	}
 	b := &boundedLog{path: path, size: info.Size()}
-	klog.LogToStderr(false)
+	// Without these, an error is written once for each severity up to its own, and once more to standard error.
+	flags := flag.NewFlagSet("", flag.ContinueOnError)
+	klog.InitFlags(flags)
+	for name, value := range map[string]string{"logtostderr": "false", "one_output": "true", "stderrthreshold": "FATAL"} {
+		if err := flags.Set(name, value); err != nil {
+			return fmt.Errorf("set up the log: %s: %w", name, err)
+		}
+	}
 	klog.SetOutput(b)
 	log.SetOutput(b)
 	return nil
