@@ -164,18 +164,6 @@ func controllers() []controller {
 	}
 }
 
-// notOurs are upstream's controllers that the table leaves out, and why.
-func notOurs() map[string]string {
-	return map[string]string{
-		"service-lb-controller":                        "needs a cloud; knarr's load balancer is part of network/",
-		"node-route-controller":                        "needs a cloud",
-		"cloud-node-lifecycle-controller":              "needs a cloud",
-		names.SELinuxWarningController:                 "off by default upstream",
-		names.StorageVersionGarbageCollectorController: "its feature gates are off by default upstream",
-		names.StorageVersionMigratorController:         "its feature gates are off by default upstream",
-	}
-}
-
 // Graph describes the dataflow of the table, one line for each controller: what it reads -> what it writes.
 func Graph() []string {
 	var out []string

@@ -206,3 +206,15 @@ func ExampleGraph() {
 	// root-ca-certificate-publisher-controller: configmaps, namespaces -> configmaps
 	// clusterrole-aggregation-controller: clusterroles.rbac.authorization.k8s.io -> clusterroles.rbac.authorization.k8s.io
 }
+
+// notOurs are upstream's controllers that the table leaves out, and why.
+func notOurs() map[string]string {
+	return map[string]string{
+		"service-lb-controller":                        "needs a cloud; knarr's load balancer is part of network/",
+		"node-route-controller":                        "needs a cloud",
+		"cloud-node-lifecycle-controller":              "needs a cloud",
+		names.SELinuxWarningController:                 "off by default upstream",
+		names.StorageVersionGarbageCollectorController: "its feature gates are off by default upstream",
+		names.StorageVersionMigratorController:         "its feature gates are off by default upstream",
+	}
+}

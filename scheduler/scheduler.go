@@ -79,6 +79,8 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // build makes upstream's scheduler with its default configuration.
+//
+//lint:ignore SA1019 upstream's own scheduler still takes its recorders from this adapter
 func build(ctx context.Context, o Options, config *rest.Config, kube kubernetes.Interface, b events.EventBroadcasterAdapter) (*upstream.Scheduler, error) {
 	c, err := latest.Default()
 	if err != nil {

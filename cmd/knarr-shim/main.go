@@ -1,3 +1,5 @@
+//go:build cgo
+
 // Command knarr-shim is the one small process per node that parents every
 // container. It is started by the node agent, or by hand:
 //

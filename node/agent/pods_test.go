@@ -280,12 +280,12 @@ func testHooks(t *testing.T, n *node) {
 }
 
 func testForceDelete(t *testing.T, n *node) {
-	p := n.create(pod("forced", "trap '' TERM; while true; do sleep 0.1; done", func(p *v1.Pod) { p.Spec.TerminationGracePeriodSeconds = seconds(60) }))
+	n.create(pod("forced", "trap '' TERM; while true; do sleep 0.1; done", func(p *v1.Pod) { p.Spec.TerminationGracePeriodSeconds = seconds(60) }))
 	n.until("forced", "running", running)
 	n.remove("forced", 60)
 	begin := time.Now()
 	zero := int64(0)
-	p = n.get("forced")
+	p := n.get("forced")
 	p.DeletionGracePeriodSeconds = &zero
 	_, err := n.client.CoreV1().Pods(namespace).Update(context.Background(), p, metav1.UpdateOptions{})
 	require.NoError(t, err)

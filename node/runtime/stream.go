@@ -366,12 +366,12 @@ func (p *pipes) close() {
 // AttachStream joins the streams of a running container until it has ended,
 // the client's input and output have ended, or ctx has. It closes no stream.
 func (r *Runtime) AttachStream(ctx context.Context, id string, stdin io.Reader, stdout, stderr io.WriteCloser,
-	tty bool, resize <-chan remotecommand.TerminalSize) error {
+	_ bool, resize <-chan remotecommand.TerminalSize) error {
 	c, err := r.findRunning(id)
 	if err != nil {
 		return err
 	}
-	tty = c.config.GetTty() // what the client has does not matter
+	tty := c.config.GetTty() // what the client has does not matter
 	if !c.config.GetStdin() {
 		stdin = nil
 	}

@@ -136,12 +136,14 @@ func (g *guard) authorize(r *http.Request, u *identity) error {
 	for _, sub := range subs {
 		ok, err := g.allowed(r.Context(), u, verb, sub)
 		if err != nil {
+			//lint:ignore ST1005 upstream's kubelet answers with these words
 			return fmt.Errorf("Authorization error (user=%s, verb=%s, resource=nodes, subresource(s)=%v): %w", u.name, verb, subs, err)
 		}
 		if ok {
 			return nil
 		}
 	}
+	//lint:ignore ST1005 upstream's kubelet answers with these words
 	return fmt.Errorf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", u.name, verb, subs)
 }
 

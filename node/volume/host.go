@@ -141,5 +141,4 @@ func (h *host) GetPodCertificateCredentialBundle(context.Context, string, string
 	return nil, nil, errUnsupported
 }
 
-func escapedPlugin(name string) string   { return utilstrings.EscapeQualifiedName(name) }
 func unescapedPlugin(name string) string { return utilstrings.UnescapeQualifiedName(name) }

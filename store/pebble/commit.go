@@ -18,7 +18,7 @@ func unavailable(full error) error {
 
 // Commit implements store.Engine.
 func (e *Engine) Commit(ctx context.Context, p *store.Proposal) error {
-	full, becomesFull := e.space.state()
+	becomesFull, full := e.space.state()
 	if full != nil {
 		return unavailable(full)
 	}

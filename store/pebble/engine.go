@@ -251,7 +251,7 @@ func (e *Engine) awaitSettled(ctx context.Context, prefix string) error {
 		if !busy {
 			return nil
 		}
-		full, becomesFull := e.space.state()
+		becomesFull, full := e.space.state()
 		if full != nil {
 			return unavailable(full)
 		}
@@ -297,13 +297,13 @@ func (e *Engine) Close() error {
 }
 
 func (e *Engine) awaitCommitter() error {
-	full, becomesFull := e.space.state()
+	becomesFull, full := e.space.state()
 	if full == nil {
 		select {
 		case <-e.stopped:
 			return nil
 		case <-becomesFull:
-			full, _ = e.space.state()
+			_, full = e.space.state()
 		}
 	}
 	return e.abandon(full)
@@ -319,13 +319,13 @@ func (e *Engine) abandon(why error) error {
 func (e *Engine) closeDB() error {
 	result := make(chan error, 1)
 	go func() { result <- e.finish() }()
-	full, becomesFull := e.space.state()
+	becomesFull, full := e.space.state()
 	if full == nil {
 		select {
 		case err := <-result:
 			return err
 		case <-becomesFull:
-			full, _ = e.space.state()
+			_, full = e.space.state()
 		}
 	}
 	return e.abandon(full)

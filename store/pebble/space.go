@@ -33,13 +33,13 @@ func newSpace() *space {
 }
 
 // state returns the error of a full disk, or nil and a channel that is closed when the disk becomes full.
-func (s *space) state() (error, <-chan struct{}) {
+func (s *space) state() (becomesFull <-chan struct{}, full error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.held > 0 {
-		return s.err, nil
+		return nil, s.err
 	}
-	return nil, s.full
+	return s.full, nil
 }
 
 // do runs an operation, again and again while there is no space for it.
