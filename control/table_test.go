@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
 	"maps"
 	"net/http"
 	"net/netip"
