@@ -8,12 +8,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 const (
 	webRoot = "/usr/share/nginx/html"
 	busybox = "/bin/busybox"
+	// osRelease is a file that a test of image volumes reads for the name of the distribution which upstream's image is made of.
+	osRelease = "NAME=\"static binary in place of Alpine Linux\"\n"
 )
 
 // toolPackages are the programs of Debian that tests call inside agnhost (sh, curl, nc, dig, ss, iperf, ipcs).
@@ -24,8 +27,9 @@ var trees = []struct {
 	name string
 	make func(ctx context.Context, c config, dir string) error
 }{
-	{"busybox", makeBusybox},
+	{"bash", func(ctx context.Context, c config, dir string) error { return c.unpack(ctx, dir, "bash-static") }},
 	{"tools", makeTools},
+	{"busybox", makeBusybox},
 	{"agnhost", makeAgnhost},
 	{"nonewprivs", makeNoNewPrivs},
 	{"web", makeWeb},
@@ -40,11 +44,14 @@ var trees = []struct {
 	}},
 }
 
-// buildRoots makes the root file systems anew; only Debian's tools, which do not change with the module, are kept.
+// fromDebian are the trees made of Debian's packages alone: they are kept once made.
+var fromDebian = []string{"bash", "tools"}
+
+// buildRoots makes the root file systems anew, except those that do not change with the module.
 func (c config) buildRoots(ctx context.Context) error {
 	for _, t := range trees {
 		dir := c.root(t.name)
-		if _, err := os.Stat(dir); err == nil && t.name == "tools" {
+		if _, err := os.Stat(dir); err == nil && slices.Contains(fromDebian, t.name) {
 			continue
 		}
 		fresh := dir + ".new"
@@ -61,7 +68,18 @@ func (c config) buildRoots(ctx context.Context) error {
 	return nil
 }
 
-// makeBusybox is Debian's static busybox under all its names.
+// unpack puts Debian's packages and what they need into dir, as they are: none of their scripts runs.
+func (c config) unpack(ctx context.Context, dir string, packages ...string) error {
+	cmd := c.command(ctx, "mmdebstrap", "--quiet", "--variant=extract", "--mode=root", "--include="+strings.Join(packages, ","), "bookworm", dir)
+	cmd.Dir = "/"
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("mmdebstrap: %w", err)
+	}
+	return nil
+}
+
+// makeBusybox is Debian's static busybox under all its names, except sh: its own shell would not hand environment variables
+// on that have a dash in their names, as upstream's does and tests want. Bash does.
 func makeBusybox(ctx context.Context, c config, dir string) error {
 	for _, d := range []string{"bin", "etc", "home", "root", "usr", "var/log", "var/run", "proc", "sys", "dev"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
@@ -71,10 +89,11 @@ func makeBusybox(ctx context.Context, c config, dir string) error {
 	tmp := filepath.Join(dir, "tmp")
 	if err := errors.Join(os.Mkdir(tmp, 0o777), os.Chmod(tmp, 0o777|fs.ModeSticky), os.Symlink("bin", filepath.Join(dir, "sbin")),
 		os.Symlink("../bin", filepath.Join(dir, "usr", "bin")), os.Symlink("../bin", filepath.Join(dir, "usr", "sbin")),
-		copyFile(busybox, filepath.Join(dir, "bin", "busybox"), 0o755), addUsers(dir)); err != nil {
+		copyFile(busybox, filepath.Join(dir, "bin", "busybox"), 0o755),
+		copyFile(filepath.Join(c.root("bash"), "bin", "bash-static"), filepath.Join(dir, "bin", "sh"), 0o755), addUsers(dir)); err != nil {
 		return err
 	}
-	return linkApplets(ctx, dir, func(string) bool { return false })
+	return linkApplets(ctx, dir, func(name string) bool { return name == "sh" })
 }
 
 // linkApplets gives busybox in dir/bin its further names, except those that has reports.
@@ -106,10 +125,8 @@ func addUsers(dir string) error {
 
 // makeTools unpacks Debian's packages, with busybox for all that they lack.
 func makeTools(ctx context.Context, c config, dir string) error {
-	cmd := c.command(ctx, "mmdebstrap", "--quiet", "--variant=extract", "--include="+strings.Join(toolPackages, ","), "bookworm", dir)
-	cmd.Dir = "/"
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("mmdebstrap: %w", err)
+	if err := c.unpack(ctx, dir, toolPackages...); err != nil {
+		return err
 	}
 	for _, waste := range []string{"usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/perl", "usr/lib/x86_64-linux-gnu/perl", "usr/lib/x86_64-linux-gnu/perl-base", "var/cache", "var/lib"} {
 		if err := os.RemoveAll(filepath.Join(dir, waste)); err != nil {
@@ -164,7 +181,9 @@ func (c config) makeFleet(ctx context.Context, dir, name string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(c.program(dir, "agnhost", "/agnhost", 0o755),
+	etc := filepath.Join(dir, "etc")
+	return errors.Join(c.program(dir, "agnhost", "/agnhost", 0o755), os.Mkdir(etc, 0o755),
+		os.WriteFile(filepath.Join(etc, "os-release"), []byte(osRelease), 0o644),
 		copyFile(filepath.Join(html, name+".jpg"), filepath.Join(dir, name+".jpg"), 0o644),
 		copyFile(filepath.Join(html, "data.json"), filepath.Join(dir, "data.json"), 0o644))
 }
