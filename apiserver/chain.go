@@ -63,7 +63,7 @@ func (c *chain) wrap(h http.Handler, codecs runtime.NegotiatedSerializer) http.H
 	h = withTimeout(h, c.config.Registry)
 	h = filters.WithRequestDeadline(h, a.sink(), a.rules, longRunning, codecs, RequestTimeout)
 	h = c.end.wrap(h)
-	h = withConnectionDeadlines(h, c.inProcess)
+	h = withConnectionDeadlines(h, connectionLimits{RequestTimeout + answerGrace, stalledWriteTimeout}, c.inProcess)
 	h = filters.WithCacheControl(h)
 	h = filters.WithLatencyTrackers(h)
 	h = filters.WithRequestInfo(h, requestInfoResolver())

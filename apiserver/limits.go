@@ -162,10 +162,16 @@ func isStoredRead(info *apirequest.RequestInfo, registry *api.Registry) bool {
 	return kind != nil && kind.Plain()
 }
 
+// connectionLimits are what a client of a connection may keep the server waiting.
+type connectionLimits struct {
+	bounded time.Duration // a request that is not long-running, from its first byte to the last of its answer
+	stalled time.Duration // a watch whose client takes nothing
+}
+
 // withConnectionDeadlines frees what a client holds that neither sends nor takes: the body and the answer of a bounded
 // request end some time after its deadline, and a watch whose client takes nothing is cut off. Requests without a
 // connection have nothing to guard.
-func withConnectionDeadlines(h http.Handler, inProcess func(*http.Request) bool) http.Handler {
+func withConnectionDeadlines(h http.Handler, limits connectionLimits, inProcess func(*http.Request) bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		info, ok := apirequest.RequestInfoFrom(req.Context())
 		if !ok || inProcess(req) {
@@ -175,7 +181,7 @@ func withConnectionDeadlines(h http.Handler, inProcess func(*http.Request) bool)
 		control := http.NewResponseController(w)
 		switch {
 		case !longRunning(req, info):
-			end := time.Now().Add(RequestTimeout + answerGrace)
+			end := time.Now().Add(limits.bounded)
 			_ = control.SetWriteDeadline(end)
 			if req.ContentLength != 0 {
 				_ = control.SetReadDeadline(end)
@@ -184,7 +190,7 @@ func withConnectionDeadlines(h http.Handler, inProcess func(*http.Request) bool)
 			_ = control.SetWriteDeadline(time.Time{}) // an earlier request of the connection may have set one
 		}
 		if info.Verb == "watch" && !isUpgrade(req) {
-			g := newStallGuard(w, control)
+			g := newStallGuard(w, control, limits.stalled)
 			defer g.timer.Stop()
 			w = responsewriter.WrapForHTTP1Or2(g)
 		}
@@ -192,7 +198,7 @@ func withConnectionDeadlines(h http.Handler, inProcess func(*http.Request) bool)
 	})
 }
 
-// stallGuard cuts off a client that takes in nothing for stalledWriteTimeout while there is something to write.
+// stallGuard cuts off a client that takes in nothing for limit while there is something to write.
 type stallGuard struct {
 	http.ResponseWriter
 	control *http.ResponseController
@@ -200,8 +206,8 @@ type stallGuard struct {
 	limit   time.Duration
 }
 
-func newStallGuard(w http.ResponseWriter, control *http.ResponseController) *stallGuard {
-	g := &stallGuard{ResponseWriter: w, control: control, limit: stalledWriteTimeout}
+func newStallGuard(w http.ResponseWriter, control *http.ResponseController, limit time.Duration) *stallGuard {
+	g := &stallGuard{ResponseWriter: w, control: control, limit: limit}
 	g.timer = time.AfterFunc(g.limit, func() { _ = control.SetWriteDeadline(time.Unix(1, 0)) })
 	g.timer.Stop()
 	return g

@@ -274,3 +274,36 @@ func TestDeadlines(t *testing.T) {
 	require.Equal(t, 400, a.status)
 	require.Contains(t, a.body, "invalid timeout specified in the request URL")
 }
+
+// TestHTTPDetails checks what clients and proxies read beside the body.
+func TestHTTPDetails(t *testing.T) {
+	s := serve(t, func(*apiserver.Config) {})
+	c := newClient(t, true)
+	for _, path := range []string{"/healthz", "/livez", "/readyz", "/version"} {
+		require.Equal(t, 200, s.ask(t, c, request{path: path}).status, "anonymous %s", path)
+	}
+	a := s.ask(t, c, request{path: "/api/v1/nodes"})
+	require.Equal(t, 403, a.status)
+	require.Equal(t, "nosniff", a.header.Get("X-Content-Type-Options"))
+	require.JSONEq(t, `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","reason":"Forbidden","code":403,"details":{"kind":"nodes"},
+		"message":"nodes is forbidden: User \"system:anonymous\" cannot list resource \"nodes\" in API group \"\" at the cluster scope"}`, a.body)
+	a = s.ask(t, c, request{path: "/api", token: "wrong"})
+	require.Equal(t, 401, a.status)
+	require.JSONEq(t, `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}`, a.body)
+	require.Equal(t, "no-cache, private", a.header.Get("Cache-Control"))
+	require.Len(t, a.header.Get("Audit-Id"), 36)
+	a = s.ask(t, c, request{path: "/api/v1/none", token: adminToken})
+	require.JSONEq(t, `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the server could not find the requested resource",
+		"reason":"NotFound","details":{},"code":404}`, a.body)
+	require.Equal(t, "404 page not found\n", s.ask(t, c, request{path: "/apis/none/v1/x", token: adminToken}).body)
+	var version map[string]string
+	require.NoError(t, json.Unmarshal([]byte(s.ask(t, c, request{path: "/version"}).body), &version))
+	for _, field := range []string{"major", "minor", "emulationMajor", "emulationMinor", "minCompatibilityMajor", "minCompatibilityMinor",
+		"gitVersion", "gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform"} {
+		require.Contains(t, version, field)
+	}
+	a = s.ask(t, c, request{path: "/", token: adminToken})
+	for _, path := range []string{"/api", "/apis", "/healthz/ping", "/livez/etcd", "/metrics", "/metrics/slis", "/openapi/v2", "/openapi/v3", "/version", "/openid/v1/jwks"} {
+		require.Contains(t, a.body, `"`+path+`"`)
+	}
+}

@@ -14,6 +14,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/validation/path"
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	internalscheme "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme"
 	internalvalidation "k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
@@ -122,13 +123,21 @@ func (rd *read) get(w http.ResponseWriter, req *http.Request) error {
 	}
 	rec := rd.kind.Table.Get(rd.kind.Key(rd.namespace, rd.info.Name))
 	if rec == nil {
-		return apierrors.NewNotFound(rd.kind.Resource, rd.info.Name)
+		return rd.absent()
 	}
 	data, err := rd.format.object(nil, rec, rd.kind.Stored)
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
 	return write(w, req, rd.format.contentType(), data)
+}
+
+// absent says why there is no object: nobody has made it, or nobody could.
+func (rd *read) absent() error {
+	if msgs := path.IsValidPathSegmentName(rd.info.Name); len(msgs) > 0 {
+		return apierrors.NewBadRequest(fmt.Sprintf("Name parameter invalid: %q: %s", rd.info.Name, strings.Join(msgs, ";")))
+	}
+	return apierrors.NewNotFound(rd.kind.Resource, rd.info.Name)
 }
 
 func (rd *read) list(w http.ResponseWriter, req *http.Request) error {
