@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -117,6 +119,7 @@ func startClusterWith(t testing.TB, fs vfs.FS, transformers map[schema.GroupReso
 	var wg sync.WaitGroup
 	require.NoError(t, server.Start(ctx, func(f func(context.Context)) { wg.Go(func() { f(ctx) }) }))
 	c.Clientset, c.dynamic = kubernetes.NewForConfigOrDie(config), dynamic.NewForConfigOrDie(config)
+	c.settle(t)
 	c.stop = func() {
 		cancel()
 		wg.Wait()
@@ -126,6 +129,16 @@ func startClusterWith(t testing.TB, fs vfs.FS, transformers map[schema.GroupReso
 		require.NoError(t, s.Close())
 	}
 	return c
+}
+
+// settle waits for what a new server writes by itself after its start: the status of its flow schemas.
+func (c *cluster) settle(t testing.TB) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		list, err := c.FlowcontrolV1().FlowSchemas().List(context.Background(), metav1.ListOptions{})
+		require.NoError(t, err)
+		return !slices.ContainsFunc(list.Items, func(s flowcontrolv1.FlowSchema) bool { return len(s.Status.Conditions) == 0 })
+	}, timeout, 5*time.Millisecond)
 }
 
 // authority makes a key and a certificate of it.
