@@ -125,7 +125,7 @@ func testAllOrNothing(t *testing.T, f Factory) {
 		store.Op{Table: e.pods, Key: a.Key, Expect: a.Revision})
 	must(t, err)
 	for i, r := range out {
-		equal(t, fmt.Sprintf("revision %d", i), r.Revision, a.Revision+1+int64(i))
+		equal(t, fmt.Sprintf("revision %d", i), r.Revision, a.Revision+1+int64(i)*e.traits.step())
 	}
 	equal(t, "deleted", Content(out[2]), "one")
 	e.reopen()

@@ -40,6 +40,24 @@ type Harness interface {
 	Crash(how Crash, rng *rand.Rand)
 }
 
+// Traits are what the contract leaves to an engine. A Harness that has a method Traits() Traits names its engine's; else all are false.
+type Traits struct {
+	// OneRevision: all operations of a transaction have one revision.
+	OneRevision bool
+	// NothingLossy: Lossy tables are as safe as Durable ones, so that an unclean stop ends none of their watches.
+	NothingLossy bool
+	// OwnExpiry: after a restart it is the engine that deletes what expires, by a clock of its own.
+	OwnExpiry bool
+}
+
+// step is the distance of two neighbours' revisions within one transaction.
+func (tr Traits) step() int64 {
+	if tr.OneRevision {
+		return 0
+	}
+	return 1
+}
+
 // Factory makes a Harness with empty storage.
 type Factory func(t testing.TB) Harness
 
@@ -155,6 +173,7 @@ type env struct {
 	t       testing.TB
 	ctx     context.Context
 	h       Harness
+	traits  Traits
 	clock   *Clock
 	options store.Options
 	window  int // events, 0: default
@@ -167,6 +186,9 @@ func newEnv(t testing.TB, f Factory, change ...func(*env)) *env {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*patience)
 	t.Cleanup(cancel)
 	e := &env{t: t, ctx: ctx, h: f(t), clock: NewClock()}
+	if h, ok := e.h.(interface{ Traits() Traits }); ok {
+		e.traits = h.Traits()
+	}
 	for _, c := range change {
 		c(e)
 	}

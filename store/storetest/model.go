@@ -36,7 +36,8 @@ type pair struct {
 
 // model is what a correct store may hold.
 type model struct {
-	t testing.TB
+	t      testing.TB
+	traits Traits
 
 	mu      sync.Mutex
 	crashed bool                // what is learned from now on is about a world that is gone
@@ -57,7 +58,7 @@ func testModel(t *testing.T, f Factory) {
 		rounds, _ = strconv.Atoi(s)
 	}
 	m := &model{
-		t: t, acked: map[string]version{}, pending: map[string]string{}, history: map[string][]string{},
+		t: t, traits: e.traits, acked: map[string]version{}, pending: map[string]string{}, history: map[string][]string{},
 		mirror: map[string]version{}, at: map[string]int64{},
 	}
 	m.list(e.pods)
@@ -174,7 +175,7 @@ func (m *model) write(e *env, p pair, del bool, content string) bool {
 		return false
 	}
 	for i, r := range out {
-		if r.Revision <= m.acked[r.Key].revision || i > 0 && r.Revision != out[0].Revision+1 {
+		if r.Revision <= m.acked[r.Key].revision || i > 0 && r.Revision != out[0].Revision+e.traits.step() {
 			m.t.Errorf("%s got revision %d after %d", r.Key, r.Revision, m.acked[r.Key].revision)
 		}
 		m.acked[r.Key] = version{content, r.Revision}
@@ -244,7 +245,7 @@ func (m *model) learn(tab *store.Table, w *store.Watch, evs []store.Event) {
 		if ev.Prev != nil {
 			prev = ev.Prev.Revision
 		}
-		if ev.Revision <= m.at[tab.Prefix()] || old.revision != prev || (ev.Type == store.Added) != (prev == 0) || ev.Revision != ev.Record.Revision {
+		if ev.Revision < m.at[tab.Prefix()]+m.traits.step() || old.revision != prev || (ev.Type == store.Added) != (prev == 0) || ev.Revision != ev.Record.Revision {
 			m.t.Errorf("event %s (previous %d) does not follow %d and %+v", describe([]store.Event{ev}), prev, m.at[tab.Prefix()], old)
 		}
 		if ev.Type == store.Deleted {
@@ -266,11 +267,11 @@ func (m *model) verify(e *env, clean bool, how Crash) {
 	for w := range modelWriters {
 		for n := range modelPairs {
 			p := modelPair(e, w, n)
-			m.verifyPair(p, p.lossy && !clean && how == PowerLoss)
+			m.verifyPair(p, p.lossy && !clean && how == PowerLoss && !m.traits.NothingLossy)
 		}
 	}
 	m.resume(e.pods, true)
-	m.resume(e.leases, clean)
+	m.resume(e.leases, clean || m.traits.NothingLossy)
 }
 
 func (m *model) verifyPair(p pair, mayLose bool) {
@@ -280,7 +281,7 @@ func (m *model) verifyPair(p pair, mayLose bool) {
 			got[i] = version{Content(r), r.Revision}
 		}
 	}
-	if got[0].content != got[1].content || got[0].content != "" && got[1].revision != got[0].revision+1 {
+	if got[0].content != got[1].content || got[0].content != "" && got[1].revision != got[0].revision+m.traits.step() {
 		m.t.Errorf("half a transaction: %v are %+v", p.keys, got)
 	}
 	for i, key := range p.keys {
