@@ -60,7 +60,7 @@ conformance: build
 	out/conformance/bin/conformance -top . -focus '$(FOCUS)' -skip '$(SKIP)' -parallel $(PARALLEL)
 
 clean:
-	rm -rf bin
+	rm -rf bin out
 
 # What Debian's minimal system lacks; installed where we are root, named where not.
 shimdeps:

@@ -97,6 +97,20 @@ func (c *cluster) save(r record) error {
 	return os.Rename(tmp, c.recordPath())
 }
 
+// remember records a cluster that a service manager started, so that status and down know it; what `up` recorded stays.
+func (c *cluster) remember(r record) error {
+	if err := c.mark(); err != nil {
+		return err
+	}
+	if exists(c.recordPath()) {
+		return nil
+	}
+	if r.Port != 0 {
+		r.Nodes = 1
+	}
+	return c.save(r)
+}
+
 // mark lets later commands find the cluster by its name alone.
 func (c *cluster) mark() error {
 	if err := os.MkdirAll(c.run, 0o755); err != nil {

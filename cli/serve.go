@@ -112,6 +112,9 @@ func newServer(s System) *cobra.Command {
 				return err
 			}
 			return serve(cmd.Context(), c.serverLock(), func(ctx context.Context, ready func()) error {
+				if err := c.remember(r.record); err != nil {
+					return err
+				}
 				config.Ready = ready
 				return s.RunServer(ctx, config)
 			})
@@ -156,6 +159,9 @@ func newAgent(s System) *cobra.Command {
 				return err
 			}
 			return serve(cmd.Context(), c.agentLock(config.NodeName), func(ctx context.Context, ready func()) error {
+				if err := c.remember(record{Name: c.name, ClusterDNS: DefaultClusterDNS}); err != nil {
+					return err
+				}
 				config.Ready = ready
 				return s.RunAgent(ctx, config)
 			})

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -56,4 +57,40 @@ func TestAFailedStartLeavesNothing(t *testing.T) {
 		require.ErrorContains(t, err, "knarr-shim is neither beside knarr nor in PATH")
 		check(t)
 	})
+}
+
+// TestAForegroundServer: as a service manager runs it, with a word when it is ready and an end when it is told.
+func TestAForegroundServer(t *testing.T) {
+	c := newCluster(t, "s")
+	before, err := lookAtHost(c)
+	require.NoError(t, err)
+	socket := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	require.NoError(t, err)
+	defer l.Close()
+	c.Env = []string{"NOTIFY_SOCKET=" + socket}
+	cmd := c.Command(t.Context(), "server", c.UpArgs...)
+	require.NoError(t, cmd.Start())
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	require.NoError(t, l.SetReadDeadline(time.Now().Add(settle)))
+	buf := make([]byte, 256)
+	n, err := l.Read(buf)
+	require.NoError(t, err)
+	require.Contains(t, string(buf[:n]), "READY=1")
+	must(t, c, "get", "--raw", "/readyz")
+	second, err := c.Run(t.Context(), "server", c.UpArgs...)
+	require.Error(t, err, second)
+	require.ErrorContains(t, err, "already runs as process")
+	require.NoError(t, cmd.Process.Signal(unix.SIGTERM))
+	select {
+	case err := <-done:
+		require.NoError(t, err, "an end on request is no failure")
+	case <-time.After(settle):
+		t.Fatal("the server does not end")
+	}
+	require.NoError(t, c.Down(t.Context(), true))
+	after, err := lookAtHost(c)
+	require.NoError(t, err)
+	requireSame(t, before, after)
 }

@@ -271,6 +271,15 @@ func must(t testing.TB, c *rig.Cluster, args ...string) string {
 	return out
 }
 
+// mustBeReady waits for all pods of a namespace, and says what is known of them where they do not come.
+func mustBeReady(t testing.TB, c *rig.Cluster, ns string) {
+	t.Helper()
+	if _, err := c.Kubectl(t.Context(), "wait", "pod", "--all", "-n", ns, "--for=condition=Ready", "--timeout=60s"); err != nil {
+		said, _ := c.Kubectl(t.Context(), "describe", "pods", "-n", ns)
+		t.Fatalf("%v\n%s", err, said)
+	}
+}
+
 // namespace makes a namespace for a test and removes it at its end.
 func namespace(t testing.TB, c *rig.Cluster) string {
 	t.Helper()

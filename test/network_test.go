@@ -85,7 +85,7 @@ func TestUnknownAddressesAreRejected(t *testing.T) {
 		must(t, c, "run", fmt.Sprintf("p%d", i), "-n", ns, "--image=busybox:1",
 			fmt.Sprintf(`--overrides={"spec":{"nodeName":"%s-%d","terminationGracePeriodSeconds":0}}`, c.Name, i), "--", "sleep", "3600")
 	}
-	must(t, c, "wait", "pod", "--all", "-n", ns, "--for=condition=Ready", "--timeout=60s")
+	mustBeReady(t, c, ns)
 	seen := startCapture(t)
 	unknown := []string{"10.43.77.77", "10.43.255.254", "10.42.0.251", "10.42.1.251", "10.42.200.5"}
 	for _, ip := range unknown {
