@@ -58,7 +58,9 @@ func processes(c *rig.Cluster) ([]string, error) {
 		text := strings.ReplaceAll(string(args), "\x00", " ")
 		mine := strings.Contains(text, "--name "+c.Name+" ") || strings.Contains(text, filepath.Join(c.Root, c.Name)) ||
 			strings.Contains(string(groups), "/knarr-"+c.Name)
-		if d != self && mine && !strings.Contains(text, ".test ") {
+		stat, _ := os.ReadFile(d + "/stat")
+		dead := strings.Contains(string(stat), ") Z ") // it waits for init alone
+		if d != self && mine && !dead && !strings.Contains(text, ".test ") {
 			out = append(out, filepath.Base(d)+" "+text)
 		}
 	}
