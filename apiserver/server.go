@@ -297,7 +297,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.C
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          quietLog(),
-		ConnState:         s.end.old.state,
+		ConnState:         s.end.conns.state,
 	}
 	if err := http2.ConfigureServer(server, &http2.Server{
 		MaxConcurrentStreams: maxStreams, IdleTimeout: idleTimeout,
@@ -317,9 +317,6 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.C
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	err := s.end.run(ending, server, listener)
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = nil // what did not end in time is cut off
-	}
 	err = errors.Join(err, server.Close())
 	if served := <-done; !errors.Is(served, http.ErrServerClosed) && !errors.Is(served, net.ErrClosed) {
 		err = errors.Join(err, served)

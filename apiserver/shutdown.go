@@ -3,7 +3,6 @@ package apiserver
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"net"
 	"net/http"
 	"sync"
@@ -12,6 +11,9 @@ import (
 
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 )
+
+// goodbyeTimeout is how long the clients of a stopping server have to read that it goes away, when nothing else is under way.
+const goodbyeTimeout = 200 * time.Millisecond
 
 // lingerTimeout is how long a stopping server waits for idle HTTP/1.1 connections to be used once more.
 const lingerTimeout = 500 * time.Millisecond
@@ -26,7 +28,7 @@ const lingerTimeout = 500 * time.Millisecond
 //  4. what is left ends: logs that are followed, exec, port-forward.
 type shutdown struct {
 	running tracker // requests that are not long-running
-	old     oldConnections
+	conns   connections
 	begun   atomic.Bool
 
 	watches, streams       context.Context
@@ -71,12 +73,18 @@ func (s *shutdown) run(ctx context.Context, server *http.Server, listener net.Li
 	s.endWatches()
 	linger, cancel := context.WithTimeout(ctx, lingerTimeout)
 	defer cancel()
-	await(linger, s.old.none())
-	done := make(chan error, 1)
-	go func() { done <- server.Shutdown(ctx) }()
+	await(linger, s.conns.oldGone())
+	// Shutdown tells the connections; it would look in ever longer steps whether they are closed, where we are told.
+	telling, told := context.WithCancel(ctx)
+	defer told()
+	go func() { _ = server.Shutdown(telling) }()
 	await(ctx, s.running.idle())
 	s.endStreams()
-	return errors.Join(err, <-done)
+	goodbye, cancel := context.WithTimeout(ctx, goodbyeTimeout)
+	defer cancel()
+	await(goodbye, s.conns.allGone())
+	await(ctx, s.running.idle()) // what came before the news had spread
+	return err
 }
 
 // await waits for c or the end of ctx.
@@ -125,51 +133,62 @@ func (t *tracker) idle() <-chan struct{} {
 	return c
 }
 
-// oldConnections are the open connections that speak HTTP/1.1, or of which nobody knows yet.
-type oldConnections struct {
-	mu    sync.Mutex
-	known map[net.Conn]bool // guarded by mu; true: certainly HTTP/1.1
-	empty chan struct{}     // guarded by mu; closed when none is left; nil unless somebody waits
+// connections are the open ones, but for those that were taken over by an upgrade.
+type connections struct {
+	mu sync.Mutex
+	// old and all are guarded by mu. old are those that speak HTTP/1.1 (true) or of which nobody knows yet (false).
+	old map[net.Conn]bool
+	all tracker
+	// noOld is guarded by mu: closed when old gets empty; nil unless somebody waits.
+	noOld chan struct{}
 }
 
 // state is the server's hook for connections that come, speak and go.
-func (o *oldConnections) state(conn net.Conn, state http.ConnState) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if state == http.StateNew {
-		if o.known == nil {
-			o.known = map[net.Conn]bool{}
+func (c *connections) state(conn net.Conn, state http.ConnState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	gone := state == http.StateClosed || state == http.StateHijacked
+	switch {
+	case state == http.StateNew:
+		if c.old == nil {
+			c.old = map[net.Conn]bool{}
 		}
-		o.known[conn] = false
+		c.old[conn] = false
+		c.all.enter()
+		return
+	case gone:
+		c.all.leave()
+	}
+	certain, ok := c.old[conn]
+	if !ok || certain && !gone {
 		return
 	}
-	certain, ok := o.known[conn]
-	if !ok || certain && state != http.StateClosed && state != http.StateHijacked {
+	if t, ok := conn.(*tls.Conn); ok && !gone && t.ConnectionState().NegotiatedProtocol != "h2" {
+		c.old[conn] = true
 		return
 	}
-	if t, ok := conn.(*tls.Conn); ok && (state == http.StateActive || state == http.StateIdle) && t.ConnectionState().NegotiatedProtocol != "h2" {
-		o.known[conn] = true
-		return
-	}
-	delete(o.known, conn)
-	if len(o.known) == 0 && o.empty != nil {
-		close(o.empty)
-		o.empty = nil
+	delete(c.old, conn)
+	if len(c.old) == 0 && c.noOld != nil {
+		close(c.noOld)
+		c.noOld = nil
 	}
 }
 
-// none gives a channel that is closed as soon as no such connection is open.
-func (o *oldConnections) none() <-chan struct{} {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.empty != nil {
-		return o.empty
+// allGone gives a channel that is closed as soon as no connection is open.
+func (c *connections) allGone() <-chan struct{} { return c.all.idle() }
+
+// oldGone gives a channel that is closed as soon as no connection is open that speaks HTTP/1.1.
+func (c *connections) oldGone() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.noOld != nil {
+		return c.noOld
 	}
-	c := make(chan struct{})
-	if len(o.known) == 0 {
-		close(c)
-		return c
+	done := make(chan struct{})
+	if len(c.old) == 0 {
+		close(done)
+		return done
 	}
-	o.empty = c
-	return c
+	c.noOld = done
+	return done
 }
