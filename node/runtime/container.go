@@ -284,6 +284,9 @@ func (r *Runtime) startProcess(ctx context.Context, s *sandbox, c *container) er
 	if err != nil {
 		return err
 	}
+	// A start that is under way cannot be called back: one given up halfway would run on, taken for ended.
+	ctx, cancel := cleanupContext(ctx)
+	defer cancel()
 	st, tty, err := r.shim.Run(ctx, c.id, &shim.StartRequest{
 		Spec:  spec,
 		Log:   shim.LogConfig{Path: c.rec.LogPath, MaxBytes: r.opts.LogMaxBytes, MaxFiles: r.opts.LogMaxFiles},
