@@ -67,11 +67,40 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		moved:        make(chan struct{}),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
-	if _, err := e.current(ctx); err != nil {
+	_, err = e.current(ctx)
+	if err != nil {
+		err = fmt.Errorf("cannot use etcd; check the endpoints and certificates, and that it runs: %w", err)
+	} else {
+		err = e.checkVersions(ctx)
+	}
+	if err != nil {
 		e.cancel()
-		return nil, errors.Join(fmt.Errorf("cannot use etcd; check the endpoints and certificates, and that it runs: %w", err), client.Close())
+		return nil, errors.Join(err, client.Close())
 	}
 	return e, nil
+}
+
+// checkVersions refuses members whose answer to a progress request may come before the events that it vouches for, or never. Members that do not
+// answer are not asked again.
+func (e *Engine) checkVersions(ctx context.Context) error {
+	for _, endpoint := range e.opts.Endpoints {
+		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+		status, err := e.client.Status(ctx, endpoint)
+		cancel()
+		if err == nil && !progressIsSafe(status.Version) {
+			return fmt.Errorf("etcd at %s has version %s, whose progress notifications cannot be relied on; upgrade it to 3.5.13 or later", endpoint, status.Version)
+		}
+	}
+	return nil
+}
+
+// progressIsSafe says that a version has etcd-io/etcd#15220 and #17507 repaired, as upstream asks for; so does one that cannot be read.
+func progressIsSafe(version string) bool {
+	var major, minor, patch int
+	if n, _ := fmt.Sscanf(version, "%d.%d.%d", &major, &minor, &patch); n != 3 || major > 3 {
+		return true
+	}
+	return minor > 5 || minor == 5 && patch >= 13 || minor == 4 && patch >= 31
 }
 
 // current asks the cluster for its revision, linearizably.

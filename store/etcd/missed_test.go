@@ -2,12 +2,15 @@ package etcd_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"knarr/store"
+	"knarr/store/etcd"
 	"knarr/store/storetest"
 )
 
@@ -111,4 +114,73 @@ func TestHistory(t *testing.T) {
 	w, err = tab.Watch("", elsewhere.Header.Revision)
 	require.NoError(t, err)
 	w.Stop()
+}
+
+// stuckCodec cannot decode the key "stuck" before it is let go.
+type stuckCodec struct {
+	storetest.Codec
+	reached, release chan struct{}
+}
+
+func (c stuckCodec) Decode(ctx context.Context, key string, value []byte, rev int64) (runtime.Object, error) {
+	if strings.HasSuffix(key, "/stuck") {
+		close(c.reached)
+		<-c.release
+	}
+	return c.Codec.Decode(ctx, key, value, rev)
+}
+
+// TestMissedOwn lets transactions of our own happen, and their history be compacted, while the watch stands still: they succeed all the same.
+func TestMissedOwn(t *testing.T) {
+	const writers = 300
+	big := strings.Repeat("x", 30_000) // together more than the connection buffers
+	s := newServer(t, "-no-fsync")
+	engine, err := etcd.Open(t.Context(), etcd.Options{Endpoints: []string{s.url}, RequestTimeout: patience})
+	require.NoError(t, err)
+	st, err := store.Open(t.Context(), store.Options{Engine: engine, Debug: true})
+	require.NoError(t, err)
+	t.Cleanup(func() { st.Close() })
+	codec := stuckCodec{reached: make(chan struct{}), release: make(chan struct{})}
+	tab, err := st.OpenTable(t.Context(), store.TableOptions{Prefix: storetest.Pods, Codec: codec})
+	require.NoError(t, err)
+	rec := newRecorder(t, st, tab)
+
+	c := newClient(t, s)
+	value, err := storetest.Codec{}.Encode(t.Context(), "", storetest.Object("stuck", ""))
+	require.NoError(t, err)
+	put, err := c.Put(t.Context(), storetest.Pods+"stuck", string(value))
+	require.NoError(t, err)
+	<-codec.reached
+	records, errs := make(chan *store.Record, writers), make(chan error, writers)
+	for i := range writers {
+		go func() {
+			key := fmt.Sprint(storetest.Pods, "own", i)
+			out, err := st.Txn(t.Context(), store.Op{Table: tab, Key: key, Object: storetest.Object("own", big)})
+			if err == nil {
+				records <- out[0]
+			}
+			errs <- err
+		}()
+	}
+	end := put.Header.Revision + writers
+	waitFor(t, func() bool {
+		resp, err := c.Get(t.Context(), "x")
+		require.NoError(t, err)
+		return resp.Header.Revision == end
+	})
+	_, err = c.Compact(t.Context(), end)
+	require.NoError(t, err)
+	address := s.address()
+	s.kill()
+	s.start(address)
+	close(codec.release)
+	for range writers {
+		require.NoError(t, <-errs)
+		if r := <-records; tab.Get(r.Key) != r || r.CreateRevision != r.Revision {
+			t.Fatalf("%s has another record", r.Key)
+		}
+	}
+	require.NoError(t, rec.until(t.Context(), end))
+	require.Len(t, rec.events, writers+1)
+	require.Equal(t, end, st.Revision())
 }

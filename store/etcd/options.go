@@ -30,6 +30,8 @@ const (
 	keepAliveTimeout = 10 * time.Second
 	// dialTimeout bounds one attempt to connect.
 	dialTimeout = 5 * time.Second
+	// statusTimeout bounds the question for one member's version.
+	statusTimeout = time.Second
 	// retryMin and retryMax bound the pause before the connection and the watch are tried again.
 	retryMin = 50 * time.Millisecond
 	retryMax = 2 * time.Second

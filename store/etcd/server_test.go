@@ -22,9 +22,11 @@ type server struct {
 	dir  string
 	args []string
 
-	cmd   *exec.Cmd
-	stdin io.Closer
-	url   string
+	cmd    *exec.Cmd
+	stdin  io.Closer
+	stdout io.Reader
+	stderr strings.Builder
+	url    string
 }
 
 // binary builds the server once per test run; go's own cache makes that quick when nothing changed.
@@ -74,21 +76,32 @@ func (s *server) address() string { return s.url[strings.Index(s.url, "://")+3:]
 
 func (s *server) start(address string) {
 	s.t.Helper()
+	s.launch(address)
+	s.awaitReady()
+}
+
+// launch starts the process; awaitReady waits until it answers.
+func (s *server) launch(address string) {
+	s.t.Helper()
 	path, err := binary()
 	require.NoError(s.t, err)
 	cmd := exec.Command(path, append([]string{"-data-dir", s.dir, "-listen", address}, s.args...)...)
 	stdin, err := cmd.StdinPipe() // its end ends the server, also when the test dies
 	require.NoError(s.t, err)
-	stdout, err := cmd.StdoutPipe()
+	s.stdout, err = cmd.StdoutPipe()
 	require.NoError(s.t, err)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
+	s.stderr.Reset()
+	cmd.Stderr = &s.stderr
 	require.NoError(s.t, cmd.Start())
 	s.cmd, s.stdin = cmd, stdin
-	line, err := bufio.NewReader(stdout).ReadString('\n')
+}
+
+func (s *server) awaitReady() {
+	s.t.Helper()
+	line, err := bufio.NewReader(s.stdout).ReadString('\n')
 	if err != nil {
 		s.kill()
-		s.t.Fatalf("etcd did not start: %v\n%s", err, stderr.String())
+		s.t.Fatalf("etcd did not start: %v\n%s", err, s.stderr.String())
 	}
 	s.url = strings.TrimSpace(line)
 }

@@ -210,7 +210,7 @@ func TestRestartUnderLoad(t *testing.T) {
 	stop := make(chan struct{})
 	result := make(chan map[int]bool)
 	go func() { result <- hammer(t, stores, tables, 3, 1<<30, stop) }()
-	for range 3 {
+	for range 2 {
 		at := stores[0].Revision()
 		waitFor(t, func() bool { return stores[0].Revision() > at+100 })
 		address := s.address()

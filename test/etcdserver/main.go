@@ -32,6 +32,9 @@ func run() error {
 	cert := flag.String("cert", "", "server certificate; with it clients must use TLS")
 	key := flag.String("key", "", "key of the certificate")
 	ca := flag.String("client-ca", "", "authority of client certificates, which are then required")
+	name := flag.String("name", "default", "name of the member")
+	peerListen := flag.String("peer", "127.0.0.1:0", "loopback address and port for other members")
+	cluster := flag.String("cluster", "", "all members of a new cluster, as name=URL,...; empty: this one alone")
 	noSync := flag.Bool("no-fsync", false, "do not wait for the disk")
 	flag.Parse()
 
@@ -47,10 +50,13 @@ func run() error {
 		cfg.ClientTLSInfo.CertFile, cfg.ClientTLSInfo.KeyFile = *cert, *key
 		cfg.ClientTLSInfo.TrustedCAFile, cfg.ClientTLSInfo.ClientCertAuth = *ca, *ca != ""
 	}
-	peer := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
+	peer := url.URL{Scheme: "http", Host: *peerListen}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.Name = *name
+	if cfg.InitialCluster = *cluster; *cluster == "" {
+		cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	}
 
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
