@@ -3,7 +3,9 @@ package apiserver
 import (
 	"errors"
 	"fmt"
+	"net/http"
 
+	auditinternal "k8s.io/apiserver/pkg/apis/audit"
 	"k8s.io/apiserver/pkg/audit"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	genericoptions "k8s.io/apiserver/pkg/server/options"
@@ -61,4 +63,10 @@ func (a *auditing) close() {
 	}
 	close(a.stop)
 	a.backend.Shutdown()
+}
+
+// recordsAnswer tells requests whose answers the policy wants in the record.
+func recordsAnswer(req *http.Request) bool {
+	ac := audit.AuditContextFrom(req.Context())
+	return ac != nil && ac.Enabled() && ac.GetEventLevel().GreaterOrEqual(auditinternal.LevelRequestResponse)
 }

@@ -158,7 +158,8 @@ type readSeries struct {
 	labels        []string // of request_total, without the code
 	succeeded     metrics.CounterMetric
 	self          metrics.CounterMetric
-	running       metrics.GaugeMetric // nil unless a watch
+	running       metrics.GaugeMetric   // nil unless a watch
+	events        metrics.CounterMetric // nil unless a watch
 	duration, sli metrics.ObserverMetric
 	size          metrics.ObserverMetric // nil for a watch
 }
@@ -205,6 +206,7 @@ func (v *requestVectors) series(key seriesKey) *readSeries {
 	}
 	if verb == "WATCH" {
 		s.running = v.running.WithLabelValues(plain...)
+		s.events = endpointmetrics.WatchEvents.WithLabelValues(group, version, resource)
 	} else {
 		s.size = v.responseSize.WithLabelValues(plain...)
 	}
@@ -256,6 +258,13 @@ func (m *measured) Write(data []byte) (int, error) {
 	n, err := m.ResponseWriter.Write(data)
 	m.size += int64(n)
 	return n, err
+}
+
+// countEvents counts what a watch that is measured sends.
+func countEvents(w http.ResponseWriter, n int) {
+	if m, ok := w.(*measured); ok && m.series != nil && m.series.events != nil {
+		m.series.events.Add(float64(n))
+	}
 }
 
 // done counts the request.

@@ -44,6 +44,8 @@ type reader struct {
 	registry *api.Registry
 	next     http.Handler
 	metrics  *readMetrics
+	// audited says that a policy may want answers recorded, which upstream's handlers do.
+	audited bool
 }
 
 // read is one request that the reader can answer.
@@ -57,7 +59,7 @@ type read struct {
 
 func (r *reader) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	rd := r.accept(req)
-	if rd == nil {
+	if rd == nil || r.audited && recordsAnswer(req) {
 		r.next.ServeHTTP(w, req)
 		return
 	}
@@ -317,6 +319,7 @@ func (wt *watcher) run(ctx context.Context, bookmarks bool) {
 }
 
 func (wt *watcher) send(changes []api.Change) bool {
+	countEvents(wt.w, len(changes))
 	for _, c := range changes {
 		data, err := wt.encoded(c)
 		if err != nil {

@@ -107,7 +107,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		return nil, err
 	}
 	filters := &chain{config: c, id: s.id, flow: s.flow, auditing: s.auditing, end: s.end}
-	s.handler = filters.wrap(&reader{registry: c.Registry, next: s.newRouter(in), metrics: s.reads}, legacyscheme.Codecs)
+	s.handler = filters.wrap(&reader{registry: c.Registry, next: s.newRouter(in), metrics: s.reads, audited: s.auditing.backend != nil}, legacyscheme.Codecs)
 	return s, nil
 }
 
