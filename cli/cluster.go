@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sort"
@@ -97,18 +98,19 @@ func (c *cluster) save(r record) error {
 	return os.Rename(tmp, c.recordPath())
 }
 
-// remember records a cluster that a service manager started, so that status and down know it; what `up` recorded stays.
-func (c *cluster) remember(r record) error {
-	if err := c.mark(); err != nil {
-		return err
-	}
-	if exists(c.recordPath()) {
-		return nil
-	}
+// remember records a cluster that a service manager started, so that status and down know it; what `up` recorded stays. A
+// failure is logged: the cluster itself is well.
+func (c *cluster) remember(r record) {
 	if r.Port != 0 {
 		r.Nodes = 1
 	}
-	return c.save(r)
+	err := c.mark()
+	if err == nil && !exists(c.recordPath()) {
+		err = c.save(r)
+	}
+	if err != nil {
+		slog.Warn("knarr status and knarr down will not find this cluster by its name", "err", err)
+	}
 }
 
 // mark lets later commands find the cluster by its name alone.

@@ -63,6 +63,8 @@ type ServerConfig struct {
 	ClusterDNS netip.Addr
 	// Domain is the DNS domain of services.
 	Domain string
+	// Datastore is an external etcd; the zero value means the embedded store in Dir.
+	Datastore Datastore
 	// NoAgent leaves out the agent of the server's own node.
 	NoAgent bool
 	// NodeName, NodeIP, KubeletPort, ShimPath: as in AgentConfig, for the server's own node.
@@ -72,6 +74,14 @@ type ServerConfig struct {
 	ShimPath    string
 	// Ready is told once that the API serves; never nil.
 	Ready func()
+}
+
+// Datastore says where an external etcd is, whose cluster then holds all objects: several servers may share one.
+type Datastore struct {
+	// Endpoints are the URLs of its members; none means that there is no external etcd.
+	Endpoints []string
+	// CAFile, CertFile and KeyFile are PEM files for TLS; empty means the system's authorities and no client certificate.
+	CAFile, CertFile, KeyFile string
 }
 
 // AgentConfig is the whole, validated configuration of `knarr agent`.

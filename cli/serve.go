@@ -112,10 +112,7 @@ func newServer(s System) *cobra.Command {
 				return err
 			}
 			return serve(cmd.Context(), c.serverLock(), func(ctx context.Context, ready func()) error {
-				if err := c.remember(r.record); err != nil {
-					return err
-				}
-				config.Ready = ready
+				config.Ready = func() { c.remember(r.record); ready() }
 				return s.RunServer(ctx, config)
 			})
 		},
@@ -159,10 +156,7 @@ func newAgent(s System) *cobra.Command {
 				return err
 			}
 			return serve(cmd.Context(), c.agentLock(config.NodeName), func(ctx context.Context, ready func()) error {
-				if err := c.remember(record{Name: c.name, ClusterDNS: DefaultClusterDNS}); err != nil {
-					return err
-				}
-				config.Ready = ready
+				config.Ready = func() { c.remember(record{Name: c.name, ClusterDNS: DefaultClusterDNS}); ready() }
 				return s.RunAgent(ctx, config)
 			})
 		},
