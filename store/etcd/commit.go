@@ -61,8 +61,22 @@ func (e *Engine) Commit(ctx context.Context, p *store.Proposal) error {
 		e.settle(pd, 0)
 		return e.refused(ctx, p, resp)
 	}
+	if err := e.checkForward(resp.Header.Revision); err != nil {
+		e.settle(pd, 0)
+		return err
+	}
 	e.settle(pd, resp.Header.Revision)
 	return e.awaitOwn(pd)
+}
+
+// checkForward finds an etcd whose revisions went back. Called before settle: until then the watch cannot have published the revision.
+func (e *Engine) checkForward(rev int64) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if rev > e.published {
+		return nil
+	}
+	return e.unavailable(fmt.Errorf("it gave revision %d after %d; was it restored from a backup? Restart every knarr server", rev, e.published))
 }
 
 func (e *Engine) checkKeys(p *store.Proposal) error {

@@ -47,6 +47,12 @@
 // Writes fail with *store.UnavailableError after clientv3's own retries, or RequestTimeout at the latest. Reads and watches go on from memory.
 // The watch reconnects with pauses from retryMin to retryMax, and writes work again with it.
 //
+// # Limits
+//
+// etcd refuses transactions of more than 128 operations or 1.5 MiB, unless it is told otherwise. It must be 3.4.31, 3.5.13 or later: older ones
+// do not answer requests for progress reliably. An etcd whose revisions went back (restored from a backup) is found at the next
+// write, which fails and says that the servers must be restarted.
+//
 // # Tests
 //
 // They build an etcd server from test/etcdserver, a Go module of its own, into the user's cache directory. Debian's etcd-server is 3.4: too

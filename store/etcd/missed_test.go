@@ -184,3 +184,26 @@ func TestMissedOwn(t *testing.T) {
 	require.Len(t, rec.events, writers+1)
 	require.Equal(t, end, st.Revision())
 }
+
+// TestRestored gives the engine an etcd that has forgotten everything: it says so.
+func TestRestored(t *testing.T) {
+	s := newServer(t, "-no-fsync")
+	st, tab := openStore(t, s)
+	for i := range 5 {
+		_, err := st.Txn(t.Context(), store.Op{Table: tab, Key: fmt.Sprint(storetest.Pods, i), Object: storetest.Object("x", "")})
+		require.NoError(t, err)
+	}
+	address := s.address()
+	s.kill()
+	s.dir = t.TempDir()
+	s.start(address)
+	for n := 0; ; n++ { // the first may still meet the broken connection
+		_, err := st.Txn(t.Context(), store.Op{Table: tab, Key: fmt.Sprint(storetest.Pods, "new", n), Object: storetest.Object("x", "")})
+		var away *store.UnavailableError
+		require.ErrorAs(t, err, &away)
+		if strings.Contains(err.Error(), "Restart every knarr server") {
+			return
+		}
+		require.Less(t, n, 3, err)
+	}
+}
