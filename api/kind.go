@@ -200,7 +200,7 @@ func decodeInto(scheme *runtime.Scheme, deserializer runtime.Decoder, stored sch
 		}
 		scheme.Default(obj)
 		if *gvk != stored {
-			if obj, err = scheme.ConvertToVersion(obj, stored.GroupVersion()); err != nil {
+			if obj, err = convertThroughHub(scheme, obj, stored.GroupVersion()); err != nil {
 				return nil, err
 			}
 			scheme.Default(obj)
@@ -208,4 +208,13 @@ func decodeInto(scheme *runtime.Scheme, deserializer runtime.Decoder, stored sch
 		obj.GetObjectKind().SetGroupVersionKind(stored)
 		return obj, nil
 	}
+}
+
+// convertThroughHub converts between two versions of a group, which know each other by the internal version only.
+func convertThroughHub(scheme *runtime.Scheme, obj runtime.Object, gv schema.GroupVersion) (runtime.Object, error) {
+	hub, err := scheme.ConvertToVersion(obj, runtime.InternalGroupVersioner)
+	if err != nil {
+		return nil, err
+	}
+	return scheme.UnsafeConvertToVersion(hub, gv)
 }

@@ -66,9 +66,5 @@ func (t *Tables) Revision() int64 { return t.registry.store.Revision() }
 // Convert gives a private copy of a built-in object in another version of its group. Versions know only the internal one
 // that all share, so the way leads through it.
 func Convert(obj runtime.Object, gv schema.GroupVersion) (runtime.Object, error) {
-	hub, err := legacyscheme.Scheme.ConvertToVersion(obj, runtime.InternalGroupVersioner)
-	if err != nil {
-		return nil, err
-	}
-	return legacyscheme.Scheme.UnsafeConvertToVersion(hub, gv)
+	return convertThroughHub(legacyscheme.Scheme, obj, gv)
 }

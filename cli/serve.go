@@ -81,6 +81,7 @@ func newServer(s System) *cobra.Command {
 	var r rangeFlags
 	var advertise, nodeName, nodeIP, shimPath string
 	var noAgent bool
+	var datastore Datastore
 	c := &cobra.Command{
 		Use:   "server",
 		Short: "Run the server (API, controllers, scheduler and one node) in the foreground",
@@ -95,7 +96,7 @@ func newServer(s System) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			config.NoAgent = noAgent
+			config.NoAgent, config.Datastore = noAgent, datastore
 			if nodeName != "" {
 				config.NodeName = nodeName
 			}
@@ -124,7 +125,16 @@ func newServer(s System) *cobra.Command {
 	c.Flags().StringVar(&nodeIP, "node-ip", "", "address of the server's own node (default: that of the default route's link)")
 	c.Flags().StringVar(&shimPath, "shim", "", "the knarr-shim program (default: beside knarr)")
 	c.Flags().BoolVar(&noAgent, "no-agent", false, "run no node in the server")
+	datastore.flags(c)
 	return c
+}
+
+func (d *Datastore) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringSliceVar(&d.Endpoints, "datastore-endpoint", nil, "URLs of an external etcd that holds all objects (default: the embedded store)")
+	f.StringVar(&d.CAFile, "datastore-cafile", "", "authorities of the etcd's certificates")
+	f.StringVar(&d.CertFile, "datastore-certfile", "", "client certificate for the etcd")
+	f.StringVar(&d.KeyFile, "datastore-keyfile", "", "key of that certificate")
 }
 
 func newAgent(s System) *cobra.Command {

@@ -33,6 +33,7 @@ import (
 	"knarr/node/image"
 	"knarr/scheduler"
 	"knarr/store"
+	"knarr/store/etcd"
 	"knarr/store/pebble"
 	"knarr/system/pki"
 )
@@ -143,11 +144,7 @@ func newControlPlane(ctx context.Context, config cli.ServerConfig) (*controlPlan
 	if err != nil {
 		return nil, err
 	}
-	engine, err := pebble.Open(ctx, pebble.Options{Dir: filepath.Join(dir, databaseDir), Logger: p.log})
-	if err != nil {
-		return nil, err
-	}
-	if p.store, err = store.Open(ctx, store.Options{Engine: engine, Debug: os.Getenv(debugEnv) != ""}); err != nil {
+	if p.store, err = p.openStore(ctx, dir); err != nil {
 		return nil, err
 	}
 	if p.registry, err = api.NewRegistry(p.store, transformers); err != nil {
@@ -168,6 +165,25 @@ func newControlPlane(ctx context.Context, config cli.ServerConfig) (*controlPlan
 		return nil, errors.Join(err, p.store.Close())
 	}
 	return p, nil
+}
+
+// openStore opens the store on its engine: the embedded one of this machine, or an external etcd.
+func (p *controlPlane) openStore(ctx context.Context, dir string) (*store.Store, error) {
+	var engine store.Engine
+	var err error
+	if d := p.config.Datastore; len(d.Endpoints) > 0 {
+		engine, err = etcd.Open(ctx, etcd.Options{Endpoints: d.Endpoints, CAFile: d.CAFile, CertFile: d.CertFile, KeyFile: d.KeyFile, Logger: p.log})
+	} else {
+		engine, err = pebble.Open(ctx, pebble.Options{Dir: filepath.Join(dir, databaseDir), Logger: p.log})
+	}
+	if err != nil {
+		return nil, err
+	}
+	s, err := store.Open(ctx, store.Options{Engine: engine, Debug: os.Getenv(debugEnv) != ""})
+	if err != nil {
+		return nil, errors.Join(err, engine.Close())
+	}
+	return s, nil
 }
 
 // names are what the API's certificate must cover besides the usual ones.
