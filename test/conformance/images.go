@@ -41,7 +41,7 @@ var pictures = []picture{
 func (c config) load(ctx context.Context) error {
 	for _, p := range pictures {
 		for _, id := range p.ids {
-			args := []string{"image", "build", "--name", clusterName, "-t", imageutils.GetE2EImage(id), "--user", p.user}
+			args := []string{"image", "build", "--name", c.name, "-t", imageutils.GetE2EImage(id), "--user", p.user}
 			for flag, values := range map[string][]string{"--entrypoint": p.entrypoint, "--cmd": p.cmd, "--expose": p.expose} {
 				for _, v := range values {
 					args = append(args, flag, v)

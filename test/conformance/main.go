@@ -17,12 +17,8 @@ import (
 	"time"
 )
 
-const (
-	// clusterName is the cluster that the kit makes and purges.
-	clusterName = "conformance"
-	// downTimeout bounds taking the cluster down.
-	downTimeout = 2 * time.Minute
-)
+// downTimeout bounds taking the cluster down.
+const downTimeout = 2 * time.Minute
 
 // config says what to run. Paths are absolute.
 type config struct {
@@ -30,6 +26,8 @@ type config struct {
 	top, out string
 	// knarr is the program under test; knarr-shim lies beside it. Empty: what `make build` made.
 	knarr string
+	// name is the cluster that the kit makes and purges.
+	name string
 	// focus and skip are ginkgo's regular expressions over the names of tests; an empty skip skips none.
 	focus, skip string
 	// parallel is how many tests run at once, nodes how many nodes the cluster gets.
@@ -46,13 +44,15 @@ func main() {
 	c := config{}
 	flag.StringVar(&c.top, "top", "../..", "directory of the project")
 	flag.StringVar(&c.knarr, "knarr", "", "program to test (default: bin/knarr of the project)")
+	flag.StringVar(&c.name, "name", "conformance", "name of the cluster to make")
+	flag.StringVar(&c.out, "out", "", "directory of what is built and reported (default: out/conformance of the project)")
 	flag.StringVar(&c.focus, "focus", `\[Conformance\]`, "regular expression of the tests to run")
 	flag.StringVar(&c.skip, "skip", "", "regular expression of the tests to leave out")
 	flag.IntVar(&c.parallel, "parallel", 1, "tests at once")
 	flag.IntVar(&c.nodes, "nodes", 2, "nodes of the cluster")
 	flag.StringVar(&c.kubeconfig, "kubeconfig", "", "use this running cluster, which has the images, instead of one of our own")
 	flag.BoolVar(&c.prepare, "prepare", false, "only build the suite and the images' contents")
-	flag.BoolVar(&c.keep, "keep", false, "leave the cluster running (knarr down --name conformance --purge ends it)")
+	flag.BoolVar(&c.keep, "keep", false, "leave the cluster running (knarr down --purge ends it)")
 	flag.DurationVar(&c.timeout, "timeout", 6*time.Hour, "how long the suite may take")
 	flag.Parse()
 
@@ -70,7 +70,9 @@ func run(ctx context.Context, c config) (err error) {
 	if c.top, err = filepath.Abs(c.top); err != nil {
 		return err
 	}
-	c.out = filepath.Join(c.top, "out", "conformance")
+	if c.out == "" {
+		c.out = filepath.Join(c.top, "out", "conformance")
+	}
 	if c.knarr == "" {
 		c.knarr = filepath.Join(c.top, "bin", "knarr")
 	}

@@ -19,10 +19,10 @@ import (
 
 // up makes a cluster of its own, without data of an earlier one, and returns its kubeconfig.
 func (c config) up(ctx context.Context) (string, error) {
-	if err := c.command(ctx, c.knarr, "up", "--name", clusterName, "--nodes", strconv.Itoa(c.nodes)).Run(); err != nil {
+	if err := c.command(ctx, c.knarr, "up", "--name", c.name, "--nodes", strconv.Itoa(c.nodes)).Run(); err != nil {
 		return "", fmt.Errorf("starting the cluster: %w", err)
 	}
-	out, err := exec.CommandContext(ctx, c.knarr, "kubeconfig", "--name", clusterName).Output()
+	out, err := exec.CommandContext(ctx, c.knarr, "kubeconfig", "--name", c.name).Output()
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("asking for the kubeconfig: %w", err), c.down(ctx))
 	}
@@ -31,7 +31,7 @@ func (c config) up(ctx context.Context) (string, error) {
 
 // down removes the cluster and its data.
 func (c config) down(ctx context.Context) error {
-	if err := c.command(ctx, c.knarr, "down", "--name", clusterName, "--purge").Run(); err != nil {
+	if err := c.command(ctx, c.knarr, "down", "--name", c.name, "--purge").Run(); err != nil {
 		return fmt.Errorf("stopping the cluster: %w", err)
 	}
 	return nil
