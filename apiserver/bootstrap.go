@@ -57,6 +57,7 @@ func (b *bootstrap) run(ctx context.Context) error {
 		{"system priority classes", hookPriorities, b.priorityClasses},
 		{"flow control objects", hookFlowObjects, b.flowControl},
 		{"authentication data for other servers", hookTrust, b.trust},
+		{"record of legacy token tracking", hookTokenTracking, b.tokenTracking},
 	} {
 		g.Go(func() error {
 			if err := step.run(ctx); err != nil {

@@ -28,6 +28,7 @@ const (
 	hookPolicy          = "rbac/bootstrap-roles"
 	hookPriorities      = "scheduling/bootstrap-system-priority-classes"
 	hookTrust           = "start-cluster-authentication-info-controller"
+	hookTokenTracking   = "start-legacy-token-tracking-controller"
 	hookRepair          = "start-service-ip-repair-controllers"
 	hookCustomInformers = "start-apiextensions-informers"
 	hookCustom          = "start-apiextensions-controllers"
@@ -44,7 +45,7 @@ const (
 func hookNames() []string {
 	return []string{
 		hookInformers, hookFlowControl, hookFilter, hookCustomInformers, hookCustom, hookCustomSynced, hookRepair, hookPolicy, hookNamespaces,
-		hookServices, hookTrust, hookPriorities, hookFlowObjects, hookAggregator, hookAvailability, hookRegistration, hookDiscovery,
+		hookServices, hookTrust, hookTokenTracking, hookPriorities, hookFlowObjects, hookAggregator, hookAvailability, hookRegistration, hookDiscovery,
 		hookRegistered, hookComplete,
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/api/validation/path"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	internalscheme "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme"
 	internalvalidation "k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
@@ -136,7 +136,7 @@ func (rd *read) get(w http.ResponseWriter, req *http.Request) error {
 
 // absent says why there is no object: nobody has made it, or nobody could.
 func (rd *read) absent() error {
-	if msgs := path.IsValidPathSegmentName(rd.info.Name); len(msgs) > 0 {
+	if msgs := content.IsPathSegmentName(rd.info.Name); len(msgs) > 0 {
 		return apierrors.NewBadRequest(fmt.Sprintf("Name parameter invalid: %q: %s", rd.info.Name, strings.Join(msgs, ";")))
 	}
 	return apierrors.NewNotFound(rd.kind.Resource, rd.info.Name)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/emicklei/go-restful/v3"
-	"golang.org/x/net/http2"
 	"golang.org/x/sync/errgroup"
 	crdclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -298,12 +297,12 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.C
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          quietLog(),
 		ConnState:         s.end.conns.state,
-	}
-	if err := http2.ConfigureServer(server, &http2.Server{
-		MaxConcurrentStreams: maxStreams, IdleTimeout: idleTimeout,
-		MaxReadFrameSize: http2ReadFrameBytes, MaxUploadBufferPerStream: http2UploadPerStream, MaxUploadBufferPerConnection: http2UploadPerStream * maxStreams,
-	}); err != nil {
-		return err
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReadFrameSize:              http2ReadFrameBytes,
+			MaxReceiveBufferPerStream:     http2UploadPerStream,
+			MaxReceiveBufferPerConnection: http2UploadPerStream * maxStreams,
+		},
 	}
 	done := make(chan error, 1)
 	go func() { done <- server.ServeTLS(listener, "", "") }()

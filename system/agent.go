@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"net/url"
 
-	"golang.org/x/net/http2"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -48,10 +47,7 @@ func (s *System) RunAgent(ctx context.Context, config cli.AgentConfig) error {
 }
 
 func runAgent(ctx context.Context, config cli.AgentConfig, identity *pki.NodeIdentity, cluster clusterInfo) error {
-	client, err := agentClient(config.Server, identity)
-	if err != nil {
-		return err
-	}
+	client := agentClient(config.Server, identity)
 	kube, err := kubernetes.NewForConfig(client)
 	if err != nil {
 		return err
@@ -81,17 +77,14 @@ func runAgent(ctx context.Context, config cli.AgentConfig, identity *pki.NodeIde
 }
 
 // agentClient is the node's own client of the API.
-func agentClient(server string, identity *pki.NodeIdentity) (*rest.Config, error) {
+func agentClient(server string, identity *pki.NodeIdentity) *rest.Config {
 	transport := &http.Transport{
 		DialContext:     (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSClientConfig: identity.ClientTLS(),
+		// A server that vanished is noticed by its silence; see k8s.io/apimachinery/pkg/util/net.
+		ForceAttemptHTTP2: true,
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: readIdleTimeout, PingTimeout: pingTimeout},
 	}
-	h2, err := http2.ConfigureTransports(transport)
-	if err != nil {
-		return nil, err
-	}
-	// A server that vanished is noticed by its silence; see k8s.io/apimachinery/pkg/util/net.
-	h2.ReadIdleTimeout, h2.PingTimeout = readIdleTimeout, pingTimeout
 	return &rest.Config{
 		Host:      server,
 		Transport: transport,
@@ -101,7 +94,7 @@ func agentClient(server string, identity *pki.NodeIdentity) (*rest.Config, error
 			ContentType:        runtime.ContentTypeProtobuf,
 			AcceptContentTypes: runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON,
 		},
-	}, nil
+	}
 }
 
 // gatewayOf is the server's machine where the node is a namespace of it, and nothing elsewhere.

@@ -36,7 +36,6 @@ type recorder struct {
 	watch  *store.Watch
 	events []string
 	last   map[string]int64 // by key: revision of the object, 0 when deleted
-	err    error
 }
 
 func newRecorder(t testing.TB, st *store.Store, tab *store.Table) *recorder {

@@ -191,9 +191,6 @@ func (f *fanout) write(p []byte) {
 	for s := range f.sinks {
 		_ = s.file.SetWriteDeadline(time.Now().Add(attachStall))
 		if n, err := s.file.Write(p); err != nil || n < len(p) {
-			if err == nil {
-				err = io.ErrShortWrite
-			}
 			delete(f.sinks, s)
 			s.close()
 		}
