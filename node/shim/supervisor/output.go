@@ -5,7 +5,6 @@ package supervisor
 import (
 	"bytes"
 	"errors"
-	"io"
 	"os"
 	"sync"
 	"time"
