@@ -211,6 +211,9 @@ func TestCostAtRest(t *testing.T) {
 // queue, queues of controllers that are stopped before they have begun, and a recorder that notices its end within a second.
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
+		// A write that is before the quota when its server stops waits ten seconds for an evaluator that has gone, as upstream's.
+		goleak.IgnoreAnyFunction("k8s.io/apiserver/pkg/admission/plugin/resourcequota.(*quotaEvaluator).Evaluate"),
+		goleak.IgnoreAnyFunction("k8s.io/apiserver/pkg/endpoints/handlers/finisher.finishRequest.func2.1"),
 		goleak.IgnoreAnyFunction("k8s.io/kubernetes/pkg/registry/core/service/ipallocator.(*MetaAllocator).run"),
 		goleak.IgnoreAnyFunction("k8s.io/kubernetes/pkg/registry/core/service/ipallocator.(*MetaAllocator).runWorker"),
 		goleak.IgnoreAnyFunction("k8s.io/client-go/util/workqueue.(*Typed[...]).updateUnfinishedWorkLoop"),
