@@ -21,7 +21,7 @@ export GOFLAGS := -trimpath
 
 # The container runtime's own library needs a C compiler; all else is compiled without one.
 CGO  = ./cmd/knarr-shim/... ./node/shim/... ./node/runtime/...
-PURE = $$(go list ./... | grep -v -E '^knarr/(cmd/knarr-shim|node/shim|node/runtime|internal/deps)(/|$$)')
+PURE = $$(go list ./... | grep -v -E '^knarr/(cmd/knarr-shim|node/shim|node/runtime)(/|$$)')
 
 .PHONY: build demo test check bench conformance clean deps shimdeps testdeps
 

@@ -40,9 +40,6 @@ func NewStorage(kind *Kind, newFunc, newList func() runtime.Object) *Storage {
 	return &Storage{kind: kind, newFunc: newFunc, newList: newList}
 }
 
-// Kind is the kind behind the storage; the request pipeline reads from it without copies.
-func (s *Storage) Kind() *Kind { return s.kind }
-
 // Versioner implements storage.Interface.
 func (s *Storage) Versioner() storage.Versioner { return s.versioner }
 

@@ -146,13 +146,13 @@ func (a *aggregator) sync(ctx context.Context, name string) error {
 	if err != nil {
 		return a.setCondition(ctx, service, unavailable("InvalidConfiguration", err.Error()))
 	}
-	condition := a.probe(ctx, service, remote)
+	condition, document := a.probe(ctx, service, remote)
 	remote.available = condition.Status == apiregistrationv1.ConditionTrue
 	a.mu.Lock()
 	a.remote[gv] = remote
 	a.mu.Unlock()
 	if remote.available {
-		if err := a.learn(ctx, service, remote); err != nil {
+		if err := a.learn(service, document); err != nil {
 			return err
 		}
 	}
@@ -203,17 +203,16 @@ func (a *aggregator) newRemote(service *apiregistrationv1.APIService) (*remoteSe
 	return r, nil
 }
 
-// probe asks the aggregated server for its group version's discovery document.
-func (a *aggregator) probe(ctx context.Context, service *apiregistrationv1.APIService, r *remoteServer) apiregistrationv1.APIServiceCondition {
+// probe asks the aggregated server for its group version's discovery document, and says by the answer whether it is available.
+func (a *aggregator) probe(ctx context.Context, service *apiregistrationv1.APIService, r *remoteServer) (apiregistrationv1.APIServiceCondition, []byte) {
 	if _, err := a.config.Informers.Core().V1().Services().Lister().Services(r.namespace).Get(r.name); err != nil {
-		return unavailable("ServiceNotFound", fmt.Sprintf("service/%s in %q is not present", r.name, r.namespace))
+		return unavailable("ServiceNotFound", fmt.Sprintf("service/%s in %q is not present", r.name, r.namespace)), nil
 	}
-	body, err := a.fetch(ctx, r, "/apis/"+service.Spec.Group+"/"+service.Spec.Version, nil)
+	document, err := a.fetch(ctx, r, "/apis/"+service.Spec.Group+"/"+service.Spec.Version)
 	if err != nil {
-		return unavailable("FailedDiscoveryCheck", "failing or missing response from "+err.Error())
+		return unavailable("FailedDiscoveryCheck", "failing or missing response from "+err.Error()), nil
 	}
-	_ = body
-	return apiregistrationv1.APIServiceCondition{Type: apiregistrationv1.Available, Status: apiregistrationv1.ConditionTrue, Reason: "Passed", Message: "all checks passed"}
+	return apiregistrationv1.APIServiceCondition{Type: apiregistrationv1.Available, Status: apiregistrationv1.ConditionTrue, Reason: "Passed", Message: "all checks passed"}, document
 }
 
 func local() apiregistrationv1.APIServiceCondition {

@@ -70,7 +70,6 @@ type Config struct {
 	Port             int
 	ServiceCIDR      net.IPNet
 	NodePorts        PortRange
-	Domain           string
 	// Front wraps what connections from outside reach, before authentication; optional.
 	Front func(http.Handler) http.Handler
 	// Audit says what is recorded of requests, and where: upstream's options (and flags). Nil, or one without a policy,

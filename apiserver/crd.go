@@ -78,7 +78,7 @@ func newCustomResources(c *Config, client crdclient.Interface, admit admission.I
 			return crds
 		},
 	}
-	naming := status.NewNamingConditionController(klog.TODO(), informer, client.ApiextensionsV1())
+	naming := status.NewNamingConditionController(klog.Background(), informer, client.ApiextensionsV1())
 	structural := nonstructuralschema.NewConditionController(informer, client.ApiextensionsV1())
 	approval := apiapproval.NewKubernetesAPIApprovalPolicyConformantConditionController(informer, client.ApiextensionsV1())
 	finalizing := finalizer.NewCRDFinalizer(informer, client.ApiextensionsV1(), h)

@@ -42,7 +42,7 @@ func builtinPriorities() map[schema.GroupVersion]controlplaneapiserver.APIServic
 }
 
 // fetch reads a document of an aggregated server in this server's own name.
-func (a *aggregator) fetch(ctx context.Context, r *remoteServer, path string, into any) ([]byte, error) {
+func (a *aggregator) fetch(ctx context.Context, r *remoteServer, path string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, availabilityTimeout)
 	defer cancel()
 	location, err := a.services.ResolveEndpoint(r.namespace, r.name, r.port)
@@ -68,16 +68,13 @@ func (a *aggregator) fetch(ctx context.Context, r *remoteServer, path string, in
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return nil, fmt.Errorf("%s: bad status from %s: %d", location, location, resp.StatusCode)
 	}
-	if into == nil {
-		return data, nil
-	}
-	return data, json.Unmarshal(data, into)
+	return data, nil
 }
 
-// learn adds what an aggregated server serves to our discovery documents.
-func (a *aggregator) learn(ctx context.Context, service *apiregistrationv1.APIService, r *remoteServer) error {
+// learn adds what an aggregated server serves, by its own document, to ours.
+func (a *aggregator) learn(service *apiregistrationv1.APIService, document []byte) error {
 	var list metav1.APIResourceList
-	if _, err := a.fetch(ctx, r, "/apis/"+service.Spec.Group+"/"+service.Spec.Version, &list); err != nil {
+	if err := json.Unmarshal(document, &list); err != nil {
 		return err
 	}
 	resources, err := genericapi.ConvertGroupVersionIntoToDiscovery(list.APIResources)

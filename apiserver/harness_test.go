@@ -105,7 +105,7 @@ func startClusterWith(t testing.TB, fs vfs.FS, transformers map[schema.GroupReso
 		ProxyClientCert:   func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &tls.Certificate{}, nil },
 		ServiceAccountKey: key, KubeletTransport: http.DefaultTransport, ProxyTransport: &http.Transport{},
 		AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: 6443, ServiceCIDR: *cidr,
-		NodePorts: apiserver.PortRange{First: 30000, Last: 30010}, Domain: "cluster.local", ClusterDNS: net.IPv4(10, 43, 0, 10),
+		NodePorts: apiserver.PortRange{First: 30000, Last: 30010}, ClusterDNS: net.IPv4(10, 43, 0, 10),
 	}
 	change(&settings)
 	server, err := apiserver.New(ctx, settings)

@@ -113,7 +113,7 @@ func (c *cluster) serve(ctx context.Context, registry *api.Registry, run func(fu
 		ProxyClientCert: front.GetClientCertificate, ServiceAccountKey: c.ca.ServiceAccountKey(),
 		KubeletTransport: &http.Transport{}, ProxyTransport: &http.Transport{}, AdvertiseAddress: net.IPv4(192, 0, 2, 1), Port: 6443,
 		ServiceCIDR: net.IPNet{IP: net.IPv4(10, 43, 0, 0).To4(), Mask: net.CIDRMask(16, 32)}, NodePorts: apiserver.PortRange{First: 30000, Last: 32767},
-		Domain: "cluster.local", ClusterDNS: net.IPv4(10, 43, 0, 10),
+		ClusterDNS: net.IPv4(10, 43, 0, 10),
 	})
 	require.NoError(c.t, err)
 	h := s.Handler()

@@ -235,7 +235,6 @@ func (p *controlPlane) apiConfig() apiserver.Config {
 		Port:             p.config.Port,
 		ServiceCIDR:      net.IPNet{IP: p.config.ServiceCIDR.Masked().Addr().AsSlice(), Mask: net.CIDRMask(p.config.ServiceCIDR.Bits(), p.config.ServiceCIDR.Addr().BitLen())},
 		NodePorts:        apiserver.PortRange{First: firstNodePort, Last: lastNodePort},
-		Domain:           p.config.Domain,
 		ClusterDNS:       p.config.ClusterDNS.AsSlice(),
 	}
 }
