@@ -22,6 +22,7 @@ type identity struct {
 	authenticator authenticator.Request
 	audiences     authenticator.Audiences
 	authorizer    authorizer.Authorizer
+	decisions     *decisions // the authorizer, as what it is
 	rules         authorizer.RuleResolver
 	requestHeader *authenticatorfactory.RequestHeaderConfig
 	issuer        serviceaccounttoken.TokenGenerator
@@ -50,8 +51,13 @@ func newIdentity(ctx context.Context, c *Config, client kubernetes.Interface) (*
 	if err := id.authenticate(ctx, c, client); err != nil {
 		return nil, err
 	}
-	id.authorizer, id.rules, err = newAuthorizer(ctx, c)
-	return id, err
+	decide, rules, err := newAuthorizer(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	id.decisions = newDecisions(decide, c.Registry, !isDefaultAuthorization(c.Authorization))
+	id.authorizer, id.rules = id.decisions, rules
+	return id, nil
 }
 
 func requestHeaderConfig(c *Config) (*authenticatorfactory.RequestHeaderConfig, error) {
@@ -97,6 +103,15 @@ func (id *identity) authenticate(ctx context.Context, c *Config, client kubernet
 	}
 	id.authenticator = &inProcessFirst{user: c.InProcessUser, audiences: id.audiences, next: newCertificateCache(remote)}
 	return nil
+}
+
+// byCertificate gives the user that a request without any other proof is from by its client certificate.
+func (id *identity) byCertificate(req *http.Request) (user.Info, bool) {
+	resp, ok, err := id.authenticator.AuthenticateRequest(req)
+	if err != nil || !ok || len(resp.Audiences) > 0 {
+		return nil, false
+	}
+	return resp.User, true
 }
 
 // inProcessFirst trusts the identity that an in-process caller carries in its context; a request from a socket has none.

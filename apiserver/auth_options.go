@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"k8s.io/apiserver/pkg/apis/apiserver"
@@ -60,6 +61,11 @@ func authorizationConfig(o *kubeoptions.BuiltInAuthorizationOptions, i informers
 		return nil, fmt.Errorf("authorization: %w", err)
 	}
 	return config, nil
+}
+
+// isDefaultAuthorization reports whether Node and RBAC decide, and nobody else.
+func isDefaultAuthorization(o *kubeoptions.BuiltInAuthorizationOptions) bool {
+	return o == nil || o.AuthorizationConfigurationFile == "" && slices.Equal(o.Modes, []string{modes.ModeNode, modes.ModeRBAC})
 }
 
 // reloader follows the file of structured authentication configuration. A file that does not hold is said in the log, and

@@ -24,8 +24,8 @@ type format interface {
 	// contentType is the media type of single objects and lists; streamType that of watches.
 	contentType() string
 	streamType() string
-	// object appends one object as a whole response.
-	object(out []byte, rec *store.Record, kind schema.GroupVersionKind) ([]byte, error)
+	// parts give one object as a whole response: its own bytes and what stands around them, the head appended to scratch.
+	parts(scratch []byte, rec *store.Record, kind schema.GroupVersionKind) (head, body, tail []byte, err error)
 	// list appends a list of objects.
 	list(out []byte, page *api.Page, kind schema.GroupVersionKind) ([]byte, error)
 	// event appends one frame of a watch; obj is what encodes the object.
@@ -53,12 +53,11 @@ func (f jsonFormat) raw(rec *store.Record) ([]byte, error) {
 	return rec.Encoding(runtime.ContentTypeJSON, func() ([]byte, error) { return f.encode(rec.Object) })
 }
 
-func (f jsonFormat) object(out []byte, rec *store.Record, _ schema.GroupVersionKind) ([]byte, error) {
-	data, err := f.raw(rec)
-	if err != nil {
-		return nil, err
-	}
-	return append(append(out, data...), '\n'), nil
+var newline = []byte{'\n'}
+
+func (f jsonFormat) parts(_ []byte, rec *store.Record, _ schema.GroupVersionKind) (head, body, tail []byte, err error) {
+	body, err = f.raw(rec)
+	return nil, body, newline, err
 }
 
 // typePrefix is how the JSON of every object of a kind begins; the items of a list lack it.
@@ -126,13 +125,11 @@ func (f protoFormat) raw(rec *store.Record) ([]byte, error) {
 	return rec.Encoding(runtime.ContentTypeProtobuf, func() ([]byte, error) { return f.encode(rec.Object) })
 }
 
-func (f protoFormat) object(out []byte, rec *store.Record, kind schema.GroupVersionKind) ([]byte, error) {
-	data, err := f.raw(rec)
-	if err != nil {
-		return nil, err
+func (f protoFormat) parts(scratch []byte, rec *store.Record, kind schema.GroupVersionKind) (head, body, tail []byte, err error) {
+	if body, err = f.raw(rec); err != nil {
+		return nil, nil, nil, err
 	}
-	out = append(make([]byte, 0, len(out)+envelopeSize(kind, len(data))), out...)
-	return append(append(openEnvelope(out, kind, len(data)), data...), closeEnvelope...), nil
+	return openEnvelope(scratch, kind, len(body)), body, closeEnvelope, nil
 }
 
 // openEnvelope appends an envelope up to the message of size bytes.

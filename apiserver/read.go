@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -90,7 +91,7 @@ func (r *reader) accept(req *http.Request) *read {
 		return nil
 	}
 	kind := r.registry.Kind(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource})
-	if kind == nil || !kind.Plain() || kind.Stored.Group != info.APIGroup || kind.Stored.Version != info.APIVersion || isDeprecated(kind) {
+	if kind == nil || !r.knows(kind, info.APIGroup, info.APIVersion) {
 		return nil
 	}
 	f := formatFor(req.Header.Get("Accept"))
@@ -105,6 +106,11 @@ func (r *reader) accept(req *http.Request) *read {
 		namespace = "" // RequestInfo puts a namespace into itself
 	}
 	return &read{info: info, kind: kind, format: f, namespace: namespace}
+}
+
+// knows reports whether objects of the kind are served as they are stored.
+func (r *reader) knows(kind *api.Kind, group, version string) bool {
+	return kind.Plain() && kind.Stored.Group == group && kind.Stored.Version == version && !isDeprecated(kind)
 }
 
 // isJSONOnly tells groups whose Go types have no protobuf form that is served.
@@ -127,11 +133,11 @@ func (rd *read) get(w http.ResponseWriter, req *http.Request) error {
 	if rec == nil {
 		return rd.absent()
 	}
-	data, err := rd.format.object(nil, rec, rd.kind.Stored)
+	head, body, tail, err := rd.format.parts(nil, rec, rd.kind.Stored)
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
-	return write(w, req, rd.format.contentType(), data)
+	return write(w, req, rd.format.contentType(), slices.Concat(head, body, tail))
 }
 
 // absent says why there is no object: nobody has made it, or nobody could.

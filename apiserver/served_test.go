@@ -41,6 +41,12 @@ type served struct {
 // serve runs a cluster behind a listener; the test ends it if it has not ended before.
 func serve(t testing.TB, change func(*apiserver.Config)) *served {
 	t.Helper()
+	return serveWith(t, change, func(*apiserver.Server) {})
+}
+
+// serveWith is serve with a look at the server before it serves.
+func serveWith(t testing.TB, change func(*apiserver.Config), look func(*apiserver.Server)) *served {
+	t.Helper()
 	tokens := filepath.Join(t.TempDir(), "tokens.csv")
 	require.NoError(t, os.WriteFile(tokens, []byte(adminToken+`,admin,1,"system:masters"`+"\n"+nobodyToken+",nobody,2\n"), 0o600))
 	c := startClusterWith(t, vfs.NewMem(), nil, func(config *apiserver.Config) {
@@ -48,6 +54,7 @@ func serve(t testing.TB, change func(*apiserver.Config)) *served {
 		config.Authentication.TokenFile.TokenFile = tokens
 		change(config)
 	})
+	look(c.server)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -32,6 +32,7 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"knarr/api"
+	"knarr/apiserver/h2"
 )
 
 const (
@@ -42,7 +43,6 @@ const (
 	idleTimeout          = 90 * time.Second
 	maxStreams           = 100
 	maxHeaderBytes       = 1 << 20
-	http2ReadFrameBytes  = 1 << 18
 	http2UploadPerStream = 256 << 10
 )
 
@@ -60,9 +60,11 @@ type Server struct {
 	flow       *flowControl
 	auditing   auditing
 	reads      *readMetrics
-	hooks      *hooks
-	end        *shutdown
-	stopping   atomic.Bool
+	// shortcut answers what needs no filter; see fastReads.
+	shortcut func(*h2.Exchange) bool
+	hooks    *hooks
+	end      *shutdown
+	stopping atomic.Bool
 }
 
 // New builds the pipeline. Nothing runs yet, but Handler answers from now on; informers of the config have been asked
@@ -106,7 +108,12 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		return nil, err
 	}
 	filters := &chain{config: c, id: s.id, flow: s.flow, auditing: s.auditing, end: s.end}
-	s.handler = filters.wrap(&reader{registry: c.Registry, next: s.newRouter(in), metrics: s.reads, audited: s.auditing.backend != nil}, legacyscheme.Codecs)
+	reads := &reader{registry: c.Registry, next: s.newRouter(in), metrics: s.reads, audited: s.auditing.backend != nil}
+	s.handler = filters.wrap(reads, legacyscheme.Codecs)
+	fast := &fastReads{
+		reader: reads, authn: s.id.byCertificate, decisions: s.id.decisions, inflight: &s.flow.inflight.reads, attempts: findAuthenticationCounts(),
+	}
+	s.shortcut = fast.serve
 	return s, nil
 }
 
@@ -285,6 +292,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.C
 	config = config.Clone()
 	config.ClientAuth = tls.RequestClientCert
 	config.NextProtos = []string{"h2", "http/1.1"}
+	config.DynamicRecordSizingDisabled = true // answers are written in one piece
 	handler := s.handler
 	if s.config.Front != nil {
 		handler = s.config.Front(handler)
@@ -297,13 +305,9 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.C
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          quietLog(),
 		ConnState:         s.end.conns.state,
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          maxStreams,
-			MaxReadFrameSize:              http2ReadFrameBytes,
-			MaxReceiveBufferPerStream:     http2UploadPerStream,
-			MaxReceiveBufferPerConnection: http2UploadPerStream * maxStreams,
-		},
 	}
+	h2.Attach(server, s.http2Options())
+	listener = h2.Listen(listener)
 	done := make(chan error, 1)
 	go func() { done <- server.ServeTLS(listener, "", "") }()
 	select {
@@ -321,4 +325,16 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.C
 		err = errors.Join(err, served)
 	}
 	return err
+}
+
+// http2Options are the bounds of an HTTP/2 connection, and its short cut, which knows no audit policy.
+func (s *Server) http2Options() h2.Options {
+	o := h2.Options{
+		MaxStreams: maxStreams, MaxHeaderBytes: maxHeaderBytes, UploadPerStream: http2UploadPerStream,
+		UploadPerConnection: http2UploadPerStream * maxStreams, IdleTimeout: idleTimeout, WriteTimeout: stalledWriteTimeout, ErrorLog: quietLog(),
+	}
+	if s.auditing.backend == nil {
+		o.Fast = s.shortcut
+	}
+	return o
 }

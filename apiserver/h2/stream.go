@@ -1,0 +1,229 @@
+package h2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// stream is one request that a handler serves, with its answer.
+type stream struct {
+	conn *conn
+	id   uint32
+	ctx  context.Context
+	stop context.CancelFunc
+
+	// Owned by the reading goroutine until the handler starts.
+	request  *http.Request
+	refusal  int   // status of the answer where no handler is asked; zero: none
+	declared int64 // size of the body, -1 when not declared
+	got      int64 // bytes of the body that came
+	expects  int   // 1: the client waits to be told to send the body
+	started  bool
+
+	body    *body // nil: the request has none
+	window  inWindow
+	aborted atomic.Bool
+
+	// Guarded by conn.mu.
+	credit       int64 // bytes of the answer's body that the client takes
+	err          error // why nothing can be sent any more
+	readBy       time.Time
+	writeBy      time.Time
+	endedSending bool
+}
+
+func newStream(c *conn, id uint32) *stream {
+	st := &stream{conn: c, id: id, declared: -1}
+	st.ctx, st.stop = context.WithCancel(c.ctx)
+	return st
+}
+
+// prepare makes the handler's request.
+func (st *stream) prepare(f *http2.MetaHeadersFrame, p pseudo) {
+	if f.Truncated {
+		st.refusal = http.StatusRequestHeaderFieldsTooLarge
+		return
+	}
+	req, declared, err := newRequest(p, f.RegularFields())
+	if err != nil {
+		st.refusal = http.StatusBadRequest
+		return
+	}
+	req.TLS, req.RemoteAddr = &st.conn.state, st.conn.remote
+	st.request = req.WithContext(st.ctx)
+	st.request.Body = http.NoBody
+	if st.body == nil {
+		return
+	}
+	st.declared, st.request.ContentLength, st.request.Body = declared, declared, st.body
+	if req.Header.Get("Expect") == "100-continue" {
+		delete(req.Header, "Expect")
+		st.expects = 1
+		st.body.wanted = func() { st.conn.sendHeaders(st, AppendStatus(nil, http.StatusContinue), false) }
+	}
+}
+
+// taken lets the client send what the handler has read.
+func (st *stream) taken(n int) { st.conn.allow(st, int32(n)) }
+
+// received takes a part of the body.
+func (st *stream) received(f *http2.DataFrame, size int32) error {
+	data := f.Data()
+	st.got += int64(len(data))
+	if st.declared >= 0 && (st.got > st.declared || f.StreamEnded() && st.got < st.declared) {
+		st.conn.allow(nil, size)
+		return http2.StreamError{StreamID: st.id, Code: http2.ErrCodeProtocol, Cause: errors.New("the body is not as long as declared")}
+	}
+	if spare := size - int32(len(data)); spare > 0 {
+		st.conn.allow(st, spare)
+	}
+	if len(data) > 0 && !st.body.add(data) {
+		st.conn.allow(nil, int32(len(data)))
+	}
+	if !f.StreamEnded() {
+		return nil
+	}
+	st.body.end(io.EOF)
+	return st.conn.start(st)
+}
+
+// trailers ends the body.
+func (st *stream) trailers(f *http2.MetaHeadersFrame) error {
+	switch {
+	case st.body == nil || st.body.ended():
+		return http2.StreamError{StreamID: st.id, Code: http2.ErrCodeStreamClosed}
+	case !f.StreamEnded() || len(f.PseudoFields()) > 0:
+		return http2.StreamError{StreamID: st.id, Code: http2.ErrCodeProtocol}
+	}
+	if st.request != nil {
+		for _, field := range f.RegularFields() {
+			name := canonicalName(field.Name)
+			if _, declared := st.request.Trailer[name]; declared {
+				st.request.Trailer[name] = append(st.request.Trailer[name], field.Value)
+			}
+		}
+	}
+	st.body.end(io.EOF)
+	return st.conn.start(st)
+}
+
+// abort ends the stream without an answer. The handler learns of it by its context, body and writer.
+func (st *stream) abort(why error) {
+	st.aborted.Store(true)
+	c := st.conn
+	c.mu.Lock()
+	if st.err == nil {
+		st.err = why
+	}
+	idle := c.dropLocked(st)
+	c.room.Broadcast()
+	c.mu.Unlock()
+	st.stop()
+	if st.body != nil {
+		st.body.end(why)
+	}
+	if idle {
+		c.server.state(c.tls, http.StateIdle)
+	}
+}
+
+func (st *stream) isAborted() bool { return st.aborted.Load() }
+
+// deadlineLocked is the earlier of the stream's deadlines, zero when it has none.
+func (st *stream) deadlineLocked() time.Time {
+	if st.readBy.IsZero() || !st.writeBy.IsZero() && st.writeBy.Before(st.readBy) {
+		return st.writeBy
+	}
+	return st.readBy
+}
+
+// expire does what is due: a read deadline ends the body, a write deadline the stream.
+func (st *stream) expire(now time.Time) {
+	c := st.conn
+	c.mu.Lock()
+	read := !st.readBy.IsZero() && !st.readBy.After(now)
+	write := !st.writeBy.IsZero() && !st.writeBy.After(now)
+	if read {
+		st.readBy = time.Time{}
+	}
+	if write {
+		st.writeBy = time.Time{}
+	}
+	c.mu.Unlock()
+	if read && st.body != nil {
+		st.body.end(os.ErrDeadlineExceeded)
+	}
+	if write {
+		c.reset(st.id, http2.ErrCodeInternal, os.ErrDeadlineExceeded)
+		c.flush()
+	}
+}
+
+// setDeadline puts off or brings forward a deadline of the stream; zero takes it away.
+func (st *stream) setDeadline(which *time.Time, at time.Time) {
+	c := st.conn
+	c.mu.Lock()
+	*which = at
+	now := !at.IsZero() && !at.After(time.Now())
+	if !at.IsZero() && !now {
+		c.scheduleLocked(at)
+	}
+	c.mu.Unlock()
+	if now {
+		st.expire(time.Now())
+	}
+}
+
+// run serves the request.
+func (st *stream) run() {
+	defer st.conn.close(st)
+	defer st.stop()
+	w := newWriter(st)
+	defer st.recover(w)
+	if st.isAborted() {
+		return
+	}
+	if st.refusal != 0 {
+		http.Error(w, http.StatusText(st.refusal), st.refusal)
+	} else {
+		st.conn.handler.ServeHTTP(w, st.request)
+	}
+	w.finish()
+	if st.body != nil {
+		st.leaveBody()
+	}
+}
+
+// leaveBody ends a body that the handler has not read to its end: the client need not send the rest.
+func (st *stream) leaveBody() {
+	unread := !st.body.ended()
+	_ = st.body.Close()
+	if unread && !st.isAborted() {
+		st.conn.reset(st.id, http2.ErrCodeNo, errBodyClosed)
+		st.conn.flush()
+	}
+}
+
+// recover resets the stream of a handler that panicked.
+func (st *stream) recover(*writer) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if v != http.ErrAbortHandler {
+		stack := make([]byte, 64<<10)
+		stack = stack[:runtime.Stack(stack, false)]
+		st.conn.server.ErrorLog.Printf("http2: panic serving %v: %v\n%s", st.conn.remote, v, stack)
+	}
+	st.conn.reset(st.id, http2.ErrCodeInternal, fmt.Errorf("the handler panicked: %v", v))
+	st.conn.flush()
+}

@@ -1,0 +1,209 @@
+package h2
+
+import (
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// batchBytes is how much of an answer gathers before it is written; a batch that others fill too gets larger.
+const batchBytes = 64 << 10
+
+// batches are buffers for what is written at once: a connection has some only while it writes.
+var batches = sync.Pool{New: func() any { return new([]byte) }}
+
+// takeBatch gives an empty buffer.
+func takeBatch() []byte { return (*batches.Get().(*[]byte))[:0] }
+
+// giveBatch gives a buffer back for others to use; unusually large ones are left to the collector.
+func giveBatch(b []byte) {
+	if cap(b) > 0 && cap(b) <= 4*batchBytes {
+		batches.Put(&b)
+	}
+}
+
+// appendFrame appends a frame's header.
+func appendFrame(out []byte, size int, kind http2.FrameType, flags http2.Flags, stream uint32) []byte {
+	return append(out, byte(size>>16), byte(size>>8), byte(size), byte(kind), byte(flags),
+		byte(stream>>24), byte(stream>>16), byte(stream>>8), byte(stream))
+}
+
+// appendUint32Frame appends a frame whose payload is one number.
+func appendUint32Frame(out []byte, kind http2.FrameType, stream, v uint32) []byte {
+	return binary.BigEndian.AppendUint32(appendFrame(out, 4, kind, 0, stream), v)
+}
+
+func appendGoAway(out []byte, last uint32, code http2.ErrCode) []byte {
+	out = appendFrame(out, 8, http2.FrameGoAway, 0, 0)
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(out, last), uint32(code))
+}
+
+func appendSettings(out []byte, settings ...http2.Setting) []byte {
+	out = appendFrame(out, 6*len(settings), http2.FrameSettings, 0, 0)
+	for _, s := range settings {
+		out = binary.BigEndian.AppendUint16(out, uint16(s.ID))
+		out = binary.BigEndian.AppendUint32(out, s.Val)
+	}
+	return out
+}
+
+// appendHeaders appends a header block in as many frames as it needs.
+func appendHeaders(out []byte, stream uint32, block []byte, end bool, frameSize int) []byte {
+	kind, flags := http2.FrameHeaders, http2.Flags(0)
+	if end {
+		flags = http2.FlagHeadersEndStream
+	}
+	for {
+		n := min(len(block), frameSize)
+		if n == len(block) {
+			flags |= http2.FlagHeadersEndHeaders
+		}
+		out = append(appendFrame(out, n, kind, flags, stream), block[:n]...)
+		if block = block[n:]; len(block) == 0 {
+			return out
+		}
+		kind, flags = http2.FrameContinuation, 0
+	}
+}
+
+// appendData appends one DATA frame.
+func appendData(out []byte, stream uint32, data []byte, end bool) []byte {
+	flags := http2.Flags(0)
+	if end {
+		flags = http2.FlagDataEndStream
+	}
+	return append(appendFrame(out, len(data), http2.FrameData, flags, stream), data...)
+}
+
+// flush writes what is pending, unless somebody does already, who takes it along.
+func (c *conn) flush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.flushLocked()
+}
+
+func (c *conn) flushLocked() {
+	if c.writing || len(c.out) == 0 || c.err != nil {
+		return
+	}
+	c.writing = true
+	c.writeLocked(writeRounds)
+}
+
+// writeLocked writes until nothing is pending. After some rounds it hands the rest to a goroutine, as its caller has other things to do.
+func (c *conn) writeLocked(rounds int) {
+	for len(c.out) > 0 && c.err == nil {
+		if rounds == 0 {
+			go func() {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				c.writeLocked(-1)
+			}()
+			return
+		}
+		rounds--
+		pending := c.out
+		c.out = takeBatch()
+		c.mu.Unlock()
+		err := c.write(pending)
+		giveBatch(pending)
+		c.mu.Lock()
+		if err != nil && c.err == nil {
+			c.err = err
+			_ = c.tls.Close() // the reading goroutine shall notice
+		}
+		c.room.Broadcast()
+	}
+	giveBatch(c.out)
+	c.out, c.writing = nil, false
+}
+
+// write puts bytes on the wire: one TLS write, and one system call where the socket can gather.
+func (c *conn) write(p []byte) error {
+	_ = c.tls.SetWriteDeadline(time.Now().Add(c.server.WriteTimeout))
+	if c.socket == nil {
+		_, err := c.tls.Write(p)
+		return err
+	}
+	c.socket.hold()
+	_, err := c.tls.Write(p)
+	if e := c.socket.release(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// sendHeaders sends a header block, with end as the whole answer.
+func (c *conn) sendHeaders(st *stream, block []byte, end bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if st.err != nil || c.err != nil {
+		return
+	}
+	c.out = appendHeaders(c.out, st.id, block, end, c.frameSize)
+	st.endedSending = end
+	c.flushLocked()
+}
+
+// send appends header block (nil: sent already) and data to what is pending, as the client's windows allow, waiting where they do not.
+// It writes when told to, or when enough has gathered.
+func (c *conn) send(st *stream, block, data []byte, end, flush bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := st.failureLocked(); err != nil {
+		return err
+	}
+	if block != nil {
+		c.out = appendHeaders(c.out, st.id, block, end && len(data) == 0, c.frameSize)
+		end = end && len(data) > 0
+	}
+	for len(data) > 0 || end {
+		n, err := c.waitLocked(st, len(data))
+		if err != nil {
+			return err
+		}
+		if cap(c.out) == 0 {
+			c.out = takeBatch()
+		}
+		c.out = appendData(c.out, st.id, data[:n], end && n == len(data))
+		c.credit -= int64(n)
+		st.credit -= int64(n)
+		end = end && n < len(data)
+		data = data[n:]
+		if len(c.out) >= batchBytes {
+			c.flushLocked()
+		}
+	}
+	if flush {
+		c.flushLocked()
+	}
+	return nil
+}
+
+// waitLocked waits until some of n bytes may be sent and says how many. Nothing (n is 0) may always be sent.
+func (c *conn) waitLocked(st *stream, n int) (int, error) {
+	for {
+		if err := st.failureLocked(); err != nil {
+			return 0, err
+		}
+		may := min(int64(n), st.credit, c.credit, int64(c.frameSize))
+		if n == 0 || may > 0 && len(c.out) < maxPending {
+			return int(may), nil
+		}
+		if len(c.out) > 0 && !c.writing {
+			c.flushLocked() // lets go of the lock meanwhile: look again
+			continue
+		}
+		c.room.Wait()
+	}
+}
+
+// failureLocked is why the stream can send no more.
+func (st *stream) failureLocked() error {
+	if st.err != nil {
+		return st.err
+	}
+	return st.conn.err
+}
