@@ -50,6 +50,9 @@ func parseValue(key string, data []byte) (store.Entry, error) {
 		Revision:       int64(binary.BigEndian.Uint64(data[9:])),
 		Value:          data[headerSize:],
 	}
+	if e.CreateRevision <= 0 || e.Revision < e.CreateRevision {
+		return store.Entry{}, fmt.Errorf("revision %d of an object created at %d cannot be", e.Revision, e.CreateRevision)
+	}
 	if ns := int64(binary.BigEndian.Uint64(data[17:])); ns != 0 {
 		e.Expires = time.Unix(0, ns)
 	}
