@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"reflect"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
@@ -132,7 +133,10 @@ func (f *hubForm) fromStored(rec *store.Record) (runtime.Object, error) {
 
 // codecForm serves custom resources: each served version has a storage of its own whose codec prunes, defaults and
 // converts, while the table holds the plain JSON tree in the storage version.
-type codecForm struct{ codec runtime.Codec }
+type codecForm struct {
+	codec runtime.Codec
+	gvk   schema.GroupVersionKind // that the storage works with
+}
 
 func (f *codecForm) toStored(obj runtime.Object) (runtime.Object, error) {
 	data, err := runtime.Encode(f.codec, obj)
@@ -147,7 +151,11 @@ func (f *codecForm) fromStored(rec *store.Record) (runtime.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	return runtime.Decode(f.codec, data)
+	// Into an object, as upstream's storage does: without one, a field named items makes a list of it.
+	into := &unstructured.Unstructured{}
+	into.SetGroupVersionKind(f.gvk)
+	obj, _, err := f.codec.Decode(data, nil, into)
+	return obj, err
 }
 
 func decodeUnstructured(data []byte) (runtime.Object, error) {
@@ -191,8 +199,10 @@ func (c *tableCodec) Decode(ctx context.Context, key string, data []byte, _ int6
 	return obj, nil
 }
 
-// decodeInto reads bytes of any version that the scheme knows and gives the kind's stored, defaulted type.
+// decodeInto reads bytes of any version that the scheme knows and gives the kind's stored, defaulted type; an object of
+// another kind is an error.
 func decodeInto(scheme *runtime.Scheme, deserializer runtime.Decoder, stored schema.GroupVersionKind) func([]byte) (runtime.Object, error) {
+	want := reflect.PointerTo(scheme.AllKnownTypes()[stored])
 	return func(data []byte) (runtime.Object, error) {
 		obj, gvk, err := deserializer.Decode(data, nil, nil)
 		if err != nil {
@@ -204,6 +214,9 @@ func decodeInto(scheme *runtime.Scheme, deserializer runtime.Decoder, stored sch
 				return nil, err
 			}
 			scheme.Default(obj)
+		}
+		if reflect.TypeOf(obj) != want {
+			return nil, fmt.Errorf("it is a %s, not a %s", gvk, stored.Kind)
 		}
 		obj.GetObjectKind().SetGroupVersionKind(stored)
 		return obj, nil

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/runtime/serializer/json"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	"k8s.io/apiserver/pkg/registry/generic"
@@ -111,11 +112,11 @@ func (r *Registry) GetRESTOptions(resource schema.GroupResource, example runtime
 		EnableGarbageCollection: true,
 		DeleteCollectionWorkers: 1,
 	}
-	switch {
-	case resource.Group == apiextensions.GroupName, resource.Group == apiregistration.GroupName:
+	if codecs, ok := codecsOf(resource.Group); ok {
+		version := schema.GroupVersion{Group: resource.Group, Version: "v1"}
 		opts.ResourcePrefix = "/" + resource.Group + "/" + resource.Resource
-		opts.StorageConfig = storagebackend.NewDefaultConfig(KeyRoot, nil).ForResource(resource)
-		opts.StorageConfig.EncodeVersioner = schema.GroupVersion{Group: resource.Group, Version: "v1"}
+		opts.StorageConfig = storagebackend.NewDefaultConfig(KeyRoot, codecs.LegacyCodec(version)).ForResource(resource) // dry runs use the codec
+		opts.StorageConfig.EncodeVersioner = version
 		return opts, nil
 	}
 	config, err := r.factory.NewConfig(resource, example)
@@ -125,6 +126,17 @@ func (r *Registry) GetRESTOptions(resource schema.GroupResource, example runtime
 	opts.StorageConfig = config
 	opts.ResourcePrefix = "/" + r.factory.ResourcePrefix(resource)
 	return opts, nil
+}
+
+// codecsOf gives the codecs of a group that is not in the scheme of the other built-in groups.
+func codecsOf(group string) (serializer.CodecFactory, bool) {
+	switch group {
+	case apiextensions.GroupName:
+		return apiextensionsserver.Codecs, true
+	case apiregistration.GroupName:
+		return aggregatorscheme.Codecs, true
+	}
+	return serializer.CodecFactory{}, false
 }
 
 // CustomResources is the registry as upstream's handler of custom resources asks it.
@@ -167,7 +179,7 @@ func (r *Registry) open(config *storagebackend.ConfigForResource, resourcePrefix
 	codec := &tableCodec{transformer: r.transformers[config.GroupResource]}
 	if isUnstructured(example) {
 		kind.Stored = example.GetObjectKind().GroupVersionKind()
-		kind.form = &codecForm{config.Codec}
+		kind.form = &codecForm{config.Codec, kind.Stored}
 		codec.encode = func(obj runtime.Object) ([]byte, error) { return obj.(*unstructured.Unstructured).MarshalJSON() }
 		codec.decode = decodeUnstructured
 	} else if err := bindScheme(kind, codec, config, example); err != nil {
