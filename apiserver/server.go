@@ -13,6 +13,7 @@ import (
 
 	"github.com/emicklei/go-restful/v3"
 	"golang.org/x/sync/errgroup"
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	crdclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -44,7 +45,13 @@ const (
 	maxStreams           = 100
 	maxHeaderBytes       = 1 << 20
 	http2UploadPerStream = 256 << 10
+	// maxPatchCopyBytes bounds what the copy operations of a JSON patch add to an object, as upstream's: each may double
+	// what is there.
+	maxPatchCopyBytes = 3 << 20
 )
+
+// limitPatches sets the bound of JSON patches, which their library keeps for the whole process.
+var limitPatches = sync.OnceFunc(func() { jsonpatch.AccumulatedCopySizeLimit = maxPatchCopyBytes })
 
 // Server is the API server. Make it with New, call Start once its informers may run, then Serve.
 type Server struct {
@@ -78,6 +85,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	limitPatches()
 	registerMetrics()
 	s := &Server{config: c, client: client, reads: newReadMetrics(), hooks: newHooks(), end: newShutdown()}
 	s.flow = &flowControl{
