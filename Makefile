@@ -23,7 +23,10 @@ export GOFLAGS := -trimpath
 CGO  = ./cmd/knarr-shim/... ./node/shim/... ./node/runtime/...
 PURE = $$(go list ./... | grep -v -E '^knarr/(cmd/knarr-shim|node/shim|node/runtime)(/|$$)')
 
-.PHONY: build demo test check bench conformance clean deps shimdeps testdeps
+# What reads bytes that others chose: package:target. See docs/fuzzing.md.
+FUZZ = store/pebble:FuzzValue api:FuzzStored apiserver:FuzzWrite apiserver:FuzzPatch apiserver:FuzzRead apiserver:FuzzContinue apiserver:FuzzPath
+
+.PHONY: build demo test check fuzz bench conformance clean deps shimdeps testdeps
 
 build: shimdeps
 	go build -ldflags '-s -w $(strip $(STAMP))' -o bin/knarr ./cmd/knarr
@@ -47,6 +50,11 @@ check:
 	go run $(STATICCHECK) $(PURE)
 	CGO_ENABLED=1 go run $(STATICCHECK) $(CGO)
 	CGO_ENABLED=1 go test -race $(LIGHT)
+
+# Each target for a while, one after the other: make fuzz FUZZTIME=10m. The compiler instruments all of Kubernetes for it once.
+fuzz: FUZZTIME ?= 10m
+fuzz:
+	for f in $(FUZZ); do go test -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime $(FUZZTIME) -parallel 1 ./$${f%:*}; done
 
 bench: build testdeps
 	go run ./bench

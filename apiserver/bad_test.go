@@ -96,6 +96,7 @@ func badPatches() []bad {
 		patch(apply, "a: [", 400), patch(apply, deep, 400), patch(apply, `{"apiVersion":"v1","kind":"Pod"}`, 400), patch(apply, bomb(), 400),
 		patch(jsonType, "{}", 415), patch("text/x", "{}", 415),
 		{request{method: "PATCH", path: "/api/v1/namespaces/default", token: adminToken, body: `{"apiVersion":"v1","kind":"Namespace"}`, header: withType(apply)}, 422},
+		patch(jsonPatch, copyBomb(), 422),
 		patch(jsonPatch, "["+strings.TrimSuffix(strings.Repeat(`{"op":"test","path":"/a","value":1},`, 10001), ",")+"]", 413),
 	}
 }
