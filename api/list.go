@@ -161,6 +161,9 @@ func (s *Storage) GetList(ctx context.Context, key string, opts storage.ListOpti
 	if err != nil {
 		return err
 	}
+	if err := s.kind.Fresh(ctx, opts.ResourceVersion); err != nil {
+		return err
+	}
 	page, err := s.kind.List(s.selection(prefix, opts), opts)
 	if err != nil {
 		return err

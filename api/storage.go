@@ -141,6 +141,9 @@ func (s *Storage) Get(ctx context.Context, key string, opts storage.GetOptions, 
 	if err != nil {
 		return err
 	}
+	if err := s.kind.Fresh(ctx, opts.ResourceVersion); err != nil {
+		return err
+	}
 	if err := s.kind.notNewer(s.versioner, opts.ResourceVersion); err != nil {
 		return err
 	}
@@ -176,22 +179,21 @@ func (s *Storage) Delete(ctx context.Context, key string, out runtime.Object, pr
 	if err != nil {
 		return err
 	}
-	rec := s.kind.Table.Get(full)
-	for rec != nil {
-		obj, err := s.kind.form.fromStored(rec)
-		if err != nil {
+	for u := s.subject(full); ; {
+		if err := s.mayDelete(ctx, u, preconditions, validate); err != nil {
+			again, unsure := u.outdated(ctx)
+			switch {
+			case unsure != nil:
+				return unsure
+			case again:
+				continue
+			}
 			return err
 		}
-		if err := preconditions.Check(full, obj); err != nil {
-			return err
-		}
-		if err := validate(ctx, obj); err != nil {
-			return err
-		}
-		recs, err := s.commit(ctx, store.Op{Table: s.kind.Table, Key: full, Expect: rec.Revision})
+		recs, err := s.commit(ctx, store.Op{Table: s.kind.Table, Key: full, Expect: u.rec.Revision})
 		var conflict *store.ConflictError
 		if errors.As(err, &conflict) {
-			rec = conflict.Current
+			u.replace(conflict.Current)
 			continue
 		}
 		if err != nil {
@@ -199,7 +201,21 @@ func (s *Storage) Delete(ctx context.Context, key string, out runtime.Object, pr
 		}
 		return s.into(out, recs[0])
 	}
-	return storage.NewKeyNotFoundError(full, 0)
+}
+
+// mayDelete checks what the caller asks of the object that is to go.
+func (s *Storage) mayDelete(ctx context.Context, u *subject, preconditions *storage.Preconditions, validate storage.ValidateObjectFunc) error {
+	if u.rec == nil {
+		return storage.NewKeyNotFoundError(u.key, 0)
+	}
+	obj, err := s.kind.form.fromStored(u.rec)
+	if err != nil {
+		return err
+	}
+	if err := preconditions.Check(u.key, obj); err != nil {
+		return err
+	}
+	return validate(ctx, obj)
 }
 
 // GuaranteedUpdate implements storage.Interface. A try that lost the race is made again on the newer object; a result
@@ -210,26 +226,32 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 	if err != nil {
 		return err
 	}
-	rec := s.kind.Table.Get(full)
-	for {
+	for u := s.subject(full); ; {
 		if err := ctx.Err(); err != nil {
 			return storage.NewTimeoutError(full, "request did not complete within requested timeout")
 		}
-		stored, ttl, err := s.try(full, rec, ignoreNotFound, preconditions, tryUpdate)
-		if err != nil {
-			return err
-		}
-		if rec != nil && unchanged(stored, rec) {
-			return s.into(destination, rec)
+		stored, ttl, err := s.try(full, u.rec, ignoreNotFound, preconditions, tryUpdate)
+		idle := err == nil && u.rec != nil && unchanged(stored, u.rec)
+		if err != nil || idle {
+			again, unsure := u.outdated(ctx)
+			switch {
+			case unsure != nil:
+				return unsure
+			case again:
+				continue
+			case err != nil:
+				return err
+			}
+			return s.into(destination, u.rec)
 		}
 		op := store.Op{Table: s.kind.Table, Key: full, Object: stored, TTL: ttl}
-		if rec != nil {
-			op.Expect = rec.Revision
+		if u.rec != nil {
+			op.Expect = u.rec.Revision
 		}
 		recs, err := s.commit(ctx, op)
 		var conflict *store.ConflictError
 		if errors.As(err, &conflict) {
-			rec = conflict.Current
+			u.replace(conflict.Current)
 			continue
 		}
 		if err != nil {
@@ -307,6 +329,9 @@ func (s *Storage) Watch(ctx context.Context, key string, opts storage.ListOption
 	if err != nil {
 		return nil, err
 	}
+	if err := s.kind.Fresh(ctx, opts.ResourceVersion); err != nil {
+		return nil, err
+	}
 	return s.watch(ctx, prefix, opts)
 }
 
@@ -331,7 +356,10 @@ func (s *Storage) ReadinessCheck() error { return nil }
 func (s *Storage) RequestWatchProgress(context.Context) error { return nil }
 
 // GetCurrentResourceVersion implements storage.Interface.
-func (s *Storage) GetCurrentResourceVersion(context.Context) (uint64, error) {
+func (s *Storage) GetCurrentResourceVersion(ctx context.Context) (uint64, error) {
+	if err := s.kind.Fresh(ctx, ""); err != nil {
+		return 0, err
+	}
 	return uint64(s.kind.store.Revision()), nil
 }
 

@@ -67,13 +67,14 @@ func (r *reader) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	counted := r.metrics.begin(w, req, rd.kind, rd.info)
 	defer counted.done()
 	w = counted
-	var err error
-	switch rd.info.Verb {
-	case "get":
+	err := rd.fresh(req)
+	switch {
+	case err != nil:
+	case rd.info.Verb == "get":
 		err = rd.get(w, req)
-	case "list":
+	case rd.info.Verb == "list":
 		err = rd.list(w, req)
-	case "watch":
+	case rd.info.Verb == "watch":
 		err = rd.watch(w, req)
 	}
 	if err != nil {
@@ -121,6 +122,14 @@ func isJSONOnly(group string) bool {
 // isDeprecated tells kinds whose every answer carries a warning, which upstream's handlers add.
 func isDeprecated(kind *api.Kind) bool {
 	return kind.Stored == schema.GroupVersionKind{Version: "v1", Kind: "Endpoints"}
+}
+
+// fresh waits, where several servers share a store, until this one holds what the request must see.
+func (rd *read) fresh(req *http.Request) error {
+	if !rd.kind.Shared() {
+		return nil
+	}
+	return rd.kind.Fresh(req.Context(), req.URL.Query().Get("resourceVersion"))
 }
 
 func (rd *read) get(w http.ResponseWriter, req *http.Request) error {

@@ -13,6 +13,7 @@ import (
 // Store is one revisioned object store. All methods are safe for concurrent use.
 type Store struct {
 	engine    Engine
+	shared    SharedEngine // nil: nobody else writes the data
 	clock     Clock
 	opts      Options
 	encodings *encodingCache
@@ -54,6 +55,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		opening:   map[string]*openCall{},
 		expiry:    newExpiryQueue(),
 	}
+	s.shared, _ = o.Engine.(SharedEngine)
 	if o.Debug {
 		s.detector = &detector{}
 	}

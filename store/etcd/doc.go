@@ -26,7 +26,8 @@
 // # Reads of another server's writes
 //
 // A store reads its own memory, which follows etcd within milliseconds. Sync waits until it holds everything that any server had
-// acknowledged before: what upstream does for a list without resourceVersion.
+// acknowledged before: what upstream does for a read without resourceVersion. It asks etcd for its revision; all who ask while one such
+// question is under way share the next one.
 //
 // # Expiry
 //

@@ -40,6 +40,8 @@ type Engine struct {
 	mu        sync.Mutex
 	closing   bool
 	commits   sync.WaitGroup // Add with mu held
+	asking    bool           // a goroutine asks etcd for its revision
+	nextRound *round         // whom its next answer is for; nil: nobody
 	pending   map[string][]*pending
 	published int64         // written with publishing held, too
 	moved     chan struct{} // closed and replaced when published grows
@@ -138,10 +140,10 @@ func (e *Engine) Start(ctx context.Context, host store.Host) (int64, error) {
 // open lets publication begin: not before the store has taken note of Start's revision.
 func (e *Engine) open() { e.beginOnce.Do(func() { close(e.begin) }) }
 
-// Sync waits until everything is published that was acknowledged, by any server, before the call. Errors: *store.UnavailableError, the context's.
+// Sync implements store.SharedEngine.
 func (e *Engine) Sync(ctx context.Context) error {
 	e.open()
-	rev, err := e.current(ctx)
+	rev, err := e.sharedCurrent(ctx)
 	if err != nil {
 		return err
 	}

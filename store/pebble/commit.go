@@ -78,6 +78,16 @@ func (e *Engine) refusal() error {
 	return nil
 }
 
+// Check implements store.CheckedEngine.
+func (e *Engine) Check(context.Context) error {
+	if _, full := e.space.state(); full != nil {
+		return unavailable(full)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.refusal()
+}
+
 func (e *Engine) busy(p *store.Proposal) bool {
 	for i := range p.Writes {
 		if _, busy := e.inflight[p.Writes[i].Key]; busy {

@@ -225,6 +225,7 @@ func testDiskFull(t *testing.T, d disk) {
 		}
 		require.ErrorAs(t, err, &unavailable)
 		require.ErrorContains(t, err, "disk is full")
+		require.ErrorContains(t, s.Check(t.Context()), "disk is full")
 		unknown := fmt.Sprint("k", n%50)
 		delete(acked, unknown)
 		began := time.Now()
@@ -235,6 +236,7 @@ func testDiskFull(t *testing.T, d disk) {
 		}
 		d.free()
 		require.Eventually(t, func() bool { return write() == nil }, 10*time.Second, 10*time.Millisecond, "round %d", round)
+		require.NoError(t, s.Check(t.Context()))
 	}
 	before := contents(tab)
 	require.NoError(t, s.Close())
@@ -275,6 +277,7 @@ func TestDiskError(t *testing.T) {
 		require.ErrorAs(t, err, &unavailable)
 		require.ErrorContains(t, err, "check it and restart")
 	}
+	require.ErrorContains(t, s.Check(t.Context()), "check it and restart")
 	require.Equal(t, acked, tab.Get(acked.Key))
 	clone := mem.CrashClone(vfs.CrashCloneCfg{})
 	broken.Store(false)
