@@ -21,6 +21,10 @@ const defaultAgentPort = 10250
 type agentLocator struct {
 	nodes     *noderest.REST
 	transport http.RoundTripper
+	// byName gives the node's name for an address. The transport knows it, and the agent's certificate has it: so there is no
+	// doubt which node is meant, also where several have one address. Upstream's proxy to nodes cannot do without an address:
+	// it looks whether that is one to be proxied to.
+	byName bool
 }
 
 var _ kubeletclient.ConnectionInfoGetter = (*agentLocator)(nil)
@@ -38,6 +42,9 @@ func (l *agentLocator) GetConnectionInfo(ctx context.Context, name types.NodeNam
 	host, err := agentAddress(node)
 	if err != nil {
 		return nil, err
+	}
+	if l.byName {
+		host = node.Name
 	}
 	port := int(node.Status.DaemonEndpoints.KubeletEndpoint.Port)
 	if port <= 0 {

@@ -112,8 +112,8 @@ func (r *Registry) addNodesAndPods(m storageMap, c Config, client kubernetes.Int
 	if err != nil {
 		return nil, nil, err
 	}
-	agents := &agentLocator{nodes: nodes.Node, transport: c.KubeletTransport}
-	nodes.Proxy.Connection, nodes.KubeletConnectionInfo = agents, agents
+	nodes.Proxy.Connection = &agentLocator{nodes: nodes.Node, transport: c.KubeletTransport}
+	nodes.KubeletConnectionInfo = &agentLocator{nodes: nodes.Node, transport: c.KubeletTransport, byName: true}
 	pods, err := podstore.NewStorage(r, nodes.KubeletConnectionInfo, c.ProxyTransport, client.PolicyV1(), c.Authorizer)
 	if err != nil {
 		return nil, nil, err

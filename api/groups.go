@@ -66,7 +66,7 @@ type Config struct {
 	// TokenMaxExpiration bounds requested token lifetimes; zero means unbounded.
 	TokenMaxExpiration time.Duration
 
-	// KubeletTransport reaches the agents' HTTPS API; ProxyTransport carries proxied requests to pods and services.
+	// KubeletTransport reaches the agents' HTTPS API, also by a node's name; ProxyTransport carries proxied requests to pods and services.
 	KubeletTransport http.RoundTripper
 	ProxyTransport   http.RoundTripper
 

@@ -199,7 +199,8 @@ func (a *aggregator) newRemote(service *apiregistrationv1.APIService) (*remoteSe
 		}
 	}
 	config.GetClientCertificate = a.config.ProxyClientCert
-	r.transport = &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second, MaxIdleConnsPerHost: 25}
+	r.transport = &http.Transport{DialContext: a.config.ProxyTransport.DialContext, TLSClientConfig: config, ForceAttemptHTTP2: true,
+		IdleConnTimeout: 90 * time.Second, MaxIdleConnsPerHost: 25}
 	return r, nil
 }
 

@@ -21,11 +21,37 @@ func effectiveVersion() basecompatibility.EffectiveVersion {
 	return utilcompatibility.DefaultComponentGlobalsRegistry.EffectiveVersionFor(basecompatibility.DefaultKubeComponent)
 }
 
+// TunnelPath is where nodes offer a connection on which this server reaches them: see Config.Tunnels.
+const TunnelPath = "/knarr/v1/tunnel"
+
 // longRunning tells requests that have no deadline and do not count against the limits.
-var longRunning = genericfilters.BasicLongRunningRequestCheck(
+func longRunning(req *http.Request, info *apirequest.RequestInfo) bool {
+	return upstreamLongRunning(req, info) || isTunnel(info)
+}
+
+var upstreamLongRunning = genericfilters.BasicLongRunningRequestCheck(
 	sets.NewString("watch", "proxy"),
 	sets.NewString("attach", "exec", "proxy", "log", "portforward"),
 )
+
+func isTunnel(info *apirequest.RequestInfo) bool {
+	return !info.IsResourceRequest && info.Path == TunnelPath
+}
+
+// tunnels takes the requests of TunnelPath out of the chain. It stands before impersonation: only who has a node's own
+// credentials is the node.
+func tunnels(h, taken http.Handler) http.Handler {
+	if taken == nil {
+		return h
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if info, ok := apirequest.RequestInfoFrom(req.Context()); ok && isTunnel(info) {
+			taken.ServeHTTP(w, req)
+			return
+		}
+		h.ServeHTTP(w, req)
+	})
+}
 
 func requestInfoResolver() *apirequest.RequestInfoFactory {
 	return &apirequest.RequestInfoFactory{
@@ -56,6 +82,7 @@ func (c *chain) wrap(h http.Handler, codecs runtime.NegotiatedSerializer) http.H
 	h = filters.WithAuthorization(h, c.id.authorizer, codecs)
 	h = c.flow.wrap(h, c.inProcess)
 	h = impersonation.WithConstrainedImpersonation(h, c.id.authorizer, codecs)
+	h = tunnels(h, c.config.Tunnels)
 	h = filters.WithAudit(h, a.sink(), a.rules, longRunning)
 	failed := filters.WithFailedAuthenticationAudit(filters.Unauthorized(codecs), a.sink(), a.rules)
 	h = filters.WithAuthentication(h, c.id.authenticator, failed, c.id.audiences, c.id.requestHeader)

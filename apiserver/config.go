@@ -61,7 +61,8 @@ type Config struct {
 	// ServiceAccountKey signs service-account tokens; its public half verifies them.
 	ServiceAccountKey crypto.Signer
 
-	// KubeletTransport reaches the agents' HTTPS API; ProxyTransport carries requests proxied to pods and services.
+	// KubeletTransport reaches the agents' HTTPS API, also by a node's name; ProxyTransport carries requests proxied to pods
+	// and services, and its dialer those of webhooks and to aggregated servers.
 	KubeletTransport http.RoundTripper
 	ProxyTransport   *http.Transport
 
@@ -72,6 +73,9 @@ type Config struct {
 	NodePorts        PortRange
 	// Front wraps what connections from outside reach, before authentication; optional.
 	Front func(http.Handler) http.Handler
+	// Tunnels answers requests of TunnelPath. They are authenticated and last as long as the handler does; whether the caller may
+	// is decided by the handler, from who the caller is. Optional.
+	Tunnels http.Handler
 	// Audit says what is recorded of requests, and where: upstream's options (and flags). Nil, or one without a policy,
 	// records nothing and costs nothing.
 	Audit *genericoptions.AuditOptions

@@ -69,6 +69,9 @@ func runAgent(ctx context.Context, config cli.AgentConfig, identity *pki.NodeIde
 	if err := n.start(g); err != nil {
 		g.fail(err)
 	}
+	if err := keepTunnels(g, config, identity, n); err != nil {
+		g.fail(err)
+	}
 	factory.Start(g.ctx.Done())
 	g.background(trimAfterStart)
 	err = g.wait()

@@ -36,6 +36,7 @@ import (
 	"knarr/store/etcd"
 	"knarr/store/pebble"
 	"knarr/system/pki"
+	"knarr/system/tunnel"
 )
 
 const (
@@ -70,6 +71,7 @@ type controlPlane struct {
 	registry  *api.Registry
 	tables    *api.Tables
 	handler   lateHandler
+	tunnels   *tunnel.Hub
 
 	informers    informers.SharedInformerFactory
 	pods         informers.SharedInformerFactory // those of the own node; nil without an agent
@@ -153,6 +155,9 @@ func newControlPlane(ctx context.Context, config cli.ServerConfig) (*controlPlan
 	p.tables = p.registry.Tables()
 	o := client.Options{Tables: p.tables, Convert: api.Convert}
 	p.informers, p.extensions, p.aggregations = client.NewFactory(o), client.NewExtensionsFactory(o), client.NewAggregatorFactory(o)
+	if p.tunnels, err = p.newTunnels(); err != nil {
+		return nil, errors.Join(err, p.store.Close())
+	}
 	if p.api, err = apiserver.New(ctx, p.apiConfig()); err != nil {
 		return nil, errors.Join(err, p.store.Close())
 	}
@@ -208,7 +213,6 @@ func (p *controlPlane) advertised() netip.Addr {
 
 func (p *controlPlane) apiConfig() apiserver.Config {
 	front := p.authority.FrontProxySource()
-	dialer := &net.Dialer{Timeout: dialTimeout}
 	agents := &tls.Config{
 		RootCAs: p.authority.ServerCAPool(), GetClientCertificate: p.authority.KubeletClientSource().GetClientCertificate, MinVersion: tls.VersionTLS12,
 	}
@@ -224,13 +228,14 @@ func (p *controlPlane) apiConfig() apiserver.Config {
 		ProxyClientName:      pki.FrontProxyUser,
 		ProxyClientCert:      front.GetClientCertificate,
 		ServiceAccountKey:    p.authority.ServiceAccountKey(),
-		KubeletTransport:     &http.Transport{DialContext: dialer.DialContext, TLSClientConfig: agents, IdleConnTimeout: time.Minute},
+		KubeletTransport:     &http.Transport{DialContext: p.tunnels.DialContext, TLSClientConfig: agents, IdleConnTimeout: time.Minute},
 		ProxyTransport: &http.Transport{
-			DialContext:     dialer.DialContext,
+			DialContext:     p.tunnels.DialContext,
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // pods have no certificates that anybody could verify
 			IdleConnTimeout: time.Minute,
 		},
 		Front:            p.front,
+		Tunnels:          p.tunnels,
 		AdvertiseAddress: p.advertised().AsSlice(),
 		Port:             p.config.Port,
 		ServiceCIDR:      net.IPNet{IP: p.config.ServiceCIDR.Masked().Addr().AsSlice(), Mask: net.CIDRMask(p.config.ServiceCIDR.Bits(), p.config.ServiceCIDR.Addr().BitLen())},
