@@ -3,7 +3,6 @@ package test
 import (
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,13 +15,12 @@ import (
 	"github.com/creack/pty"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
+
+	"knarr/internal/rig/script"
 )
 
-// Bounds of interactive sessions.
-const (
-	expectTimeout = 30 * time.Second
-	retryPause    = 200 * time.Millisecond
-)
+// expectTimeout bounds each step of an interactive session.
+const expectTimeout = 30 * time.Second
 
 // TestCourse runs the beginners' course and the bad input, each script with the kubectl that is built into knarr and with
 // upstream's own program, in a namespace of its own.
@@ -30,6 +28,8 @@ func TestCourse(t *testing.T) {
 	c := theCluster(t)
 	config, err := c.Kubeconfig(t.Context())
 	require.NoError(t, err)
+	commands := script.Commands()
+	commands["pty"] = scriptPTY
 	for variant, program := range map[string]string{"embedded": "knarr", "upstream": "kubectl"} {
 		t.Run(variant, func(t *testing.T) {
 			dir := t.TempDir()
@@ -37,116 +37,11 @@ func TestCourse(t *testing.T) {
 			testscript.Run(t, testscript.Params{
 				Dir: "testdata/course",
 				Setup: func(e *testscript.Env) error {
-					return setUpScript(e, dir, config)
+					return script.SetUp(e, dir, config)
 				},
-				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"eventually": scriptEventually, "pty": scriptPTY, "get": scriptGet, "ordered": scriptOrdered,
-					"expand": scriptExpand,
-				},
+				Cmds: commands,
 			})
 		})
-	}
-}
-
-// setUpScript gives a script a namespace and a kubeconfig that chooses it.
-func setUpScript(e *testscript.Env, path, config string) error {
-	b, err := os.ReadFile(config)
-	if err != nil {
-		return err
-	}
-	own := filepath.Join(e.WorkDir, ".kubeconfig")
-	if err := os.WriteFile(own, b, 0o600); err != nil {
-		return err
-	}
-	ns := "c-" + random() + random()
-	e.Setenv("PATH", path+":"+os.Getenv("PATH"))
-	e.Setenv("KUBECONFIG", own)
-	e.Setenv("NS", ns)
-	e.Setenv("HOME", e.WorkDir)
-	kubectl := func(args ...string) error {
-		cmd := exec.Command(filepath.Join(path, "kubectl"), args...)
-		cmd.Env = e.Vars
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("kubectl %v: %w: %s", args, err, out)
-		}
-		return nil
-	}
-	if err := kubectl("create", "namespace", ns); err != nil {
-		return err
-	}
-	e.Defer(func() { kubectl("delete", "namespace", ns, "--wait=false") })
-	return kubectl("config", "set-context", "--current", "--namespace="+ns)
-}
-
-// scriptEventually is `eventually LIMIT REGEXP PROGRAM ARGS...`: the program is run again until it ends well and its
-// output matches; with ! until it does not match, however it ends.
-func scriptEventually(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) < 3 {
-		ts.Fatalf("usage: eventually LIMIT REGEXP PROGRAM ARGS...")
-	}
-	limit, err := time.ParseDuration(args[0])
-	ts.Check(err)
-	want := regexp.MustCompile("(?m)" + args[1])
-	end := time.Now().Add(limit)
-	for {
-		err := ts.Exec(args[2], args[3:]...)
-		said := ts.ReadFile("stdout") + ts.ReadFile("stderr")
-		if matched := want.MatchString(said); matched && err == nil && !neg || !matched && neg {
-			return
-		}
-		if time.Now().After(end) {
-			ts.Fatalf("%v: not within %v: %v\n%s", args[2:], limit, err, said)
-		}
-		time.Sleep(retryPause)
-	}
-}
-
-// scriptGet is `get LIMIT URL REGEXP`: an HTTP request from the machine, again until the answer matches.
-func scriptGet(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) != 3 || neg {
-		ts.Fatalf("usage: get LIMIT URL REGEXP")
-	}
-	limit, err := time.ParseDuration(args[0])
-	ts.Check(err)
-	want := regexp.MustCompile(args[2])
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	for end := time.Now().Add(limit); ; time.Sleep(retryPause) {
-		said := ""
-		resp, err := client.Get(args[1])
-		if err == nil {
-			b, _ := io.ReadAll(resp.Body)
-			resp.Body.Close()
-			said = string(b)
-			if want.MatchString(said) {
-				return
-			}
-		}
-		if time.Now().After(end) {
-			ts.Fatalf("GET %s: not within %v: %v %q", args[1], limit, err, said)
-		}
-	}
-}
-
-// scriptOrdered is `ordered FILE REGEXP...`: the matches come one after another in the file.
-func scriptOrdered(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) < 2 || neg {
-		ts.Fatalf("usage: ordered FILE REGEXP...")
-	}
-	text := ts.ReadFile(args[0])
-	for _, a := range args[1:] {
-		at := regexp.MustCompile("(?m)" + a).FindStringIndex(text)
-		if at == nil {
-			ts.Fatalf("%q does not come in order in\n%s", a, ts.ReadFile(args[0]))
-		}
-		text = text[at[1]:]
-	}
-}
-
-// scriptExpand is `expand FILE...`: $NS in the files becomes the script's namespace.
-func scriptExpand(ts *testscript.TestScript, _ bool, args []string) {
-	for _, a := range args {
-		text := strings.ReplaceAll(ts.ReadFile(a), "$NS", ts.Getenv("NS"))
-		ts.Check(os.WriteFile(ts.MkAbs(a), []byte(text), 0o600))
 	}
 }
 

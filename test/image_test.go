@@ -21,6 +21,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/stretchr/testify/require"
+
+	"knarr/internal/rig/machine"
 )
 
 // busyboxImage is an image of the static busybox alone, made without knarr.
@@ -126,7 +128,7 @@ func TestPullFromRegistry(t *testing.T) {
 func TestImageImport(t *testing.T) {
 	c := theCluster(t)
 	ns := namespace(t, c)
-	tag, err := name.NewTag("imported:" + random())
+	tag, err := name.NewTag("imported:" + machine.Random())
 	require.NoError(t, err)
 	archive := filepath.Join(t.TempDir(), "image.tar")
 	require.NoError(t, tarball.WriteToFile(archive, tag, busyboxImage(t)))

@@ -5,7 +5,6 @@ import (
 	"math/bits"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"knarr/internal/rig/machine"
 	"knarr/network/netns"
 )
 
@@ -30,7 +30,7 @@ type capture struct {
 func startCapture(t *testing.T) *capture {
 	t.Helper()
 	c := &capture{done: make(chan struct{}), to: map[netip.Addr]int{}}
-	require.NoError(t, netns.Do(os.Getenv(worldEnv), func() (err error) {
+	require.NoError(t, netns.Do(machine.World(), func() (err error) {
 		proto := bits.ReverseBytes16(unix.ETH_P_IP)
 		c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, int(proto))
 		return err

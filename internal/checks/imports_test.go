@@ -37,6 +37,7 @@ var mayImport = map[string]string{
 	"system/pki":     "",
 	"system":         "all",
 	"internal":       "",
+	"internal/rig":   "network/netns",
 	"bench":          "internal",
 	"examples":       "internal",
 	"test":           "internal",
