@@ -24,9 +24,9 @@ CGO  = ./cmd/knarr-shim/... ./node/shim/... ./node/runtime/...
 PURE = $$(go list ./... | grep -v -E '^knarr/(cmd/knarr-shim|node/shim|node/runtime)(/|$$)')
 
 # What reads bytes that others chose: package:target. See docs/fuzzing.md.
-FUZZ = store/pebble:FuzzValue api:FuzzStored apiserver:FuzzWrite apiserver:FuzzPatch apiserver:FuzzRead apiserver:FuzzContinue apiserver:FuzzPath
+FUZZ = store/pebble:FuzzValue api:FuzzStored apiserver:FuzzWrite apiserver:FuzzPatch apiserver:FuzzRead apiserver:FuzzContinue apiserver:FuzzPath apiserver/h2:FuzzFrames
 
-.PHONY: build demo test check fuzz bench conformance clean deps shimdeps testdeps
+.PHONY: build demo test check fuzz bench bench-compare conformance clean deps shimdeps testdeps
 
 build: shimdeps
 	go build -ldflags '-s -w $(strip $(STAMP))' -o bin/knarr ./cmd/knarr
@@ -58,6 +58,17 @@ fuzz:
 
 bench: build testdeps
 	go run ./bench
+
+# Beside upstream Kubernetes, in one run: see docs/performance.md. Quick: make bench-compare OBJECTS=1000 ROUNDS=1
+bench-compare: PHASES ?= all
+bench-compare: SIDES ?= upstream,knarr
+bench-compare: ROUNDS ?= 3
+bench-compare: OBJECTS ?= 5000
+bench-compare: CONNECTIONS ?= 1
+bench-compare: build testdeps
+	@.ci/need containerd:/usr/bin/containerd runc:/usr/sbin/runc containernetworking-plugins:/usr/lib/cni/bridge
+	go build -C bench/compare -o ../../out/compare/bin/compare .
+	out/compare/bin/compare -top . -phases $(PHASES) -sides $(SIDES) -rounds $(ROUNDS) -objects $(OBJECTS) -connections $(CONNECTIONS)
 
 # Upstream's own suite against a cluster of ours: make conformance FOCUS='\[sig-cli\].*\[Conformance\]'. See docs/conformance.md.
 conformance: FOCUS ?= \[Conformance\]

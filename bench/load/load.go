@@ -3,102 +3,82 @@ package load
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
-	"os"
+	"io"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// ticksPerSecond is the kernel's USER_HZ, which is 100 on every architecture that Go runs on under Linux.
-const ticksPerSecond = 100
-
-// PIDs are the processes that a measurement watches; none is allowed.
-type PIDs []int
-
-// ParsePIDs reads a comma-separated list.
-func ParsePIDs(s string) (PIDs, error) {
-	var out PIDs
-	for f := range strings.SplitSeq(s, ",") {
-		if f == "" {
-			continue
-		}
-		pid, err := strconv.Atoi(f)
-		if err != nil {
-			return nil, fmt.Errorf("%q is no process id", f)
-		}
-		out = append(out, pid)
-	}
-	return out, nil
-}
-
-// CPU is the processor time that the processes have used, user and system. Processes that have ended count as none.
-func (p PIDs) CPU() time.Duration {
-	var ticks int64
-	for _, pid := range p {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			continue
-		}
-		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-		if len(f) < 13 {
-			continue
-		}
-		for _, s := range f[11:13] {
-			n, _ := strconv.ParseInt(s, 10, 64)
-			ticks += n
-		}
-	}
-	return time.Duration(ticks) * time.Second / ticksPerSecond
-}
-
-// PSS is the memory of the processes in bytes, shared pages counted in proportion.
-func (p PIDs) PSS() int64 {
-	var sum int64
-	for _, pid := range p {
-		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-		for line := range strings.Lines(string(b)) {
-			if f := strings.Fields(line); len(f) > 1 && f[0] == "Pss:" {
-				n, _ := strconv.ParseInt(f[1], 10, 64)
-				sum += n << 10
-			}
-		}
-	}
-	return sum
-}
-
-// Result is what a phase came to.
+// Result is what a phase came to. As JSON it is one object with the fields below.
 type Result struct {
-	Name     string
-	Ops      int
-	Elapsed  time.Duration
-	P50, P99 time.Duration
-	CPU      time.Duration // of the watched processes
-	Memory   int64         // of the watched processes after the phase, in bytes
-	Errors   int
-	First    error // the first failure
+	Name    string        `json:"name"`
+	Ops     int           `json:"ops"`
+	Elapsed time.Duration `json:"elapsedNs"`
+	// P50, P99 and Max are how long one operation took.
+	P50 time.Duration `json:"p50Ns"`
+	P99 time.Duration `json:"p99Ns"`
+	Max time.Duration `json:"maxNs"`
+	// CPU is what each watched group spent on the phase, Memory what it held afterwards.
+	CPU    map[string]time.Duration `json:"cpuNs,omitempty"`
+	Memory map[string]Memory        `json:"memory,omitempty"`
+	Errors int                      `json:"errors,omitempty"`
+	First  string                   `json:"firstError,omitempty"`
+}
+
+// Set gives the result its latencies; it sorts took.
+func (r *Result) Set(took []time.Duration) {
+	r.P50, r.P99, r.Max = Percentile(took, 50), Percentile(took, 99), Percentile(took, 100)
 }
 
 // String is one line of a report.
 func (r Result) String() string {
-	s := fmt.Sprintf("%-24s %7d ops %8.0f /s   p50 %9v   p99 %9v   server %7.1f us/op   %6.1f MB",
-		r.Name, r.Ops, float64(r.Ops)/r.Elapsed.Seconds(), r.P50.Round(10*time.Microsecond), r.P99.Round(10*time.Microsecond),
-		float64(r.CPU.Microseconds())/float64(max(r.Ops, 1)), float64(r.Memory)/1e6)
-	if r.Errors > 0 {
-		s += fmt.Sprintf("   %d FAILED: %v", r.Errors, r.First)
+	var b strings.Builder
+	if r.Ops == 0 {
+		fmt.Fprintf(&b, "%-24s", r.Name)
+		for _, name := range sortedKeys(r.Memory) {
+			fmt.Fprintf(&b, "   %s %.1f MB, of it anonymous %.1f MB", name, float64(r.Memory[name].Proportional)/1e6, float64(r.Memory[name].Anonymous)/1e6)
+		}
+		return b.String()
 	}
-	return s
+	fmt.Fprintf(&b, "%-24s %7d ops %8.1f /s   p50 %9v   p99 %9v   max %9v", r.Name, r.Ops, float64(r.Ops)/r.Elapsed.Seconds(),
+		r.P50.Round(10*time.Microsecond), r.P99.Round(10*time.Microsecond), r.Max.Round(10*time.Microsecond))
+	for _, name := range sortedKeys(r.CPU) {
+		fmt.Fprintf(&b, "   %s %.1f us/op, %.1f MB", name, float64(r.CPU[name].Nanoseconds())/1e3/float64(max(r.Ops, 1)), float64(r.Memory[name].Proportional)/1e6)
+	}
+	if r.Errors > 0 {
+		fmt.Fprintf(&b, "   %d FAILED: %s", r.Errors, r.First)
+	}
+	return b.String()
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Print writes the result as one line, of JSON or for people.
+func (r Result) Print(w io.Writer, asJSON bool) error {
+	if !asJSON {
+		_, err := fmt.Fprintln(w, r)
+		return err
+	}
+	return json.NewEncoder(w).Encode(r)
 }
 
 // Run calls f for 0 to ops-1, from workers goroutines, and measures. It stops early when ctx ends.
-func Run(ctx context.Context, name string, pids PIDs, ops, workers int, f func(ctx context.Context, i int) error) Result {
+func Run(ctx context.Context, name string, watched Groups, ops, workers int, f func(ctx context.Context, i int) error) Result {
 	took := make([]time.Duration, ops)
 	var next, errs atomic.Int64
 	var first atomic.Pointer[error]
-	cpu, begin := pids.CPU(), time.Now()
+	cpu, begin := watched.CPU(), time.Now()
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() {
@@ -113,11 +93,11 @@ func Run(ctx context.Context, name string, pids PIDs, ops, workers int, f func(c
 		})
 	}
 	wg.Wait()
-	r := Result{Name: name, Ops: ops, Elapsed: time.Since(begin), CPU: pids.CPU() - cpu, Errors: int(errs.Load()), Memory: pids.PSS()}
+	r := Result{Name: name, Ops: ops, Elapsed: time.Since(begin), CPU: watched.Since(cpu), Errors: int(errs.Load()), Memory: watched.Memory()}
 	if e := first.Load(); e != nil {
-		r.First = *e
+		r.First = (*e).Error()
 	}
-	r.P50, r.P99 = Percentile(took, 50), Percentile(took, 99)
+	r.Set(took)
 	return r
 }
 

@@ -31,20 +31,22 @@ type bench struct {
 	kubernetes.Interface
 	namespace string
 	image     string
-	pids      load.PIDs
+	watched   load.Groups
+	json      bool // how to print
 	events    <-chan watch.Event
 	created   map[string]time.Time
 	running   map[string]time.Time
-	gone      map[string]bool
+	gone      map[string]time.Time
 }
 
 func main() {
 	kubeconfig := flag.String("kubeconfig", os.Getenv("KUBECONFIG"), "kubeconfig of the cluster")
-	pids := flag.String("pids", "", "processes of the cluster, comma-separated")
+	pids := flag.String("pids", "", "processes of the cluster: 1,2 or several groups, server=1,2;all=/sys/fs/cgroup/cpuacct/x (a control group)")
 	one := flag.Int("one", 10, "pods one after another")
 	burst := flag.Int("burst", 60, "pods at once")
-	b := bench{namespace: "podbench", created: map[string]time.Time{}, running: map[string]time.Time{}, gone: map[string]bool{}}
+	b := bench{namespace: "podbench", created: map[string]time.Time{}, running: map[string]time.Time{}, gone: map[string]time.Time{}}
 	flag.StringVar(&b.image, "image", "busybox:1", "image with a sleep, on every node")
+	flag.BoolVar(&b.json, "json", false, "print one JSON object a phase")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -63,7 +65,7 @@ func (b *bench) run(ctx context.Context, kubeconfig, pids string, one, burst int
 	if b.Interface, err = kubernetes.NewForConfig(config); err != nil {
 		return err
 	}
-	if b.pids, err = load.ParsePIDs(pids); err != nil {
+	if b.watched, err = load.ParseGroups(pids); err != nil {
 		return err
 	}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: b.namespace}}
@@ -130,13 +132,13 @@ func (b *bench) note(t watch.EventType, p *corev1.Pod) {
 		b.running[p.Name] = time.Now()
 	}
 	if t == watch.Deleted {
-		b.gone[p.Name] = true
+		b.gone[p.Name] = time.Now()
 	}
 }
 
 func (b *bench) oneByOne(ctx context.Context, n int) error {
 	var took []time.Duration
-	cpu := b.pids.CPU()
+	cpu, begin := b.watched.CPU(), time.Now()
 	for i := range n {
 		name := fmt.Sprintf("one-%d", i)
 		if err := b.create(ctx, name); err != nil {
@@ -147,15 +149,18 @@ func (b *bench) oneByOne(ctx context.Context, n int) error {
 		}
 		took = append(took, b.running[name].Sub(b.created[name]))
 	}
-	fmt.Printf("%-24s %7d pods   p50 %v   max %v   all processes %.0f ms/pod\n", "pod start, one by one", n,
-		load.Percentile(took, 50).Round(time.Millisecond), load.Percentile(took, 100).Round(time.Millisecond), perPod(b.pids.CPU()-cpu, n))
+	b.print("pod start, one by one", begin, cpu, n, took)
 	return nil
 }
 
-func perPod(d time.Duration, n int) float64 { return float64(d.Milliseconds()) / float64(max(n, 1)) }
+func (b *bench) print(name string, begin time.Time, cpu map[string]time.Duration, n int, took []time.Duration) {
+	r := load.Result{Name: name, Ops: n, Elapsed: time.Since(begin), CPU: b.watched.Since(cpu), Memory: b.watched.Memory()}
+	r.Set(took)
+	_ = r.Print(os.Stdout, b.json)
+}
 
 func (b *bench) atOnce(ctx context.Context, n int) error {
-	cpu, begin := b.pids.CPU(), time.Now()
+	cpu, begin := b.watched.CPU(), time.Now()
 	before := len(b.running)
 	for i := range n {
 		if err := b.create(ctx, fmt.Sprintf("burst-%d", i)); err != nil {
@@ -165,25 +170,27 @@ func (b *bench) atOnce(ctx context.Context, n int) error {
 	if err := b.await(ctx, burstTimeout, "burst", func() bool { return len(b.running) == before+n }); err != nil {
 		return err
 	}
-	d := time.Since(begin)
 	var took []time.Duration
 	for i := range n {
 		name := fmt.Sprintf("burst-%d", i)
 		took = append(took, b.running[name].Sub(b.created[name]))
 	}
-	fmt.Printf("%-24s %7d pods   %.1f /s   p50 %v   p99 %v   all processes %.0f ms/pod, %.1f MB\n", "pod start, all at once", n, float64(n)/d.Seconds(),
-		load.Percentile(took, 50).Round(time.Millisecond), load.Percentile(took, 99).Round(time.Millisecond), perPod(b.pids.CPU()-cpu, n), float64(b.pids.PSS())/1e6)
+	b.print("pod start, all at once", begin, cpu, n, took)
 	return nil
 }
 
 func (b *bench) remove(ctx context.Context, n int) error {
-	begin := time.Now()
+	cpu, begin := b.watched.CPU(), time.Now()
 	if err := b.CoreV1().Pods(b.namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		return err
 	}
 	if err := b.await(ctx, burstTimeout, "delete", func() bool { return len(b.gone) == n }); err != nil {
 		return err
 	}
-	fmt.Printf("%-24s %7d pods   %v until all are gone (grace period 1 s)\n", "pod delete", n, time.Since(begin).Round(time.Millisecond))
+	var took []time.Duration
+	for _, at := range b.gone {
+		took = append(took, at.Sub(begin))
+	}
+	b.print("pod delete", begin, cpu, n, took) // of each pod: the grace period is 1 s
 	return nil
 }
