@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// version is the Kubernetes that is compared with; go.mod holds its modules to it.
-const version = "v1.36.3"
+// What is compared with; go.mod holds the modules to it.
+const version, etcdVersion = "v1.36.3", "3.7.3"
 
 // grace is how long a program that is asked to stop may take before it is killed.
 const grace = 20 * time.Second

@@ -80,15 +80,17 @@ func (out *results) tsv() string {
 		if x := r.ratio(); x > 0 {
 			ratio = fmt.Sprintf("%.2f", x)
 		}
-		fmt.Fprintf(&b, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", r.name, number(u.median), number(k.median), ratio,
-			number(u.least), number(u.most), number(k.least), number(k.most), min(u.n, k.n))
+		fmt.Fprintf(&b, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", r.name, u.number(u.median), k.number(k.median), ratio,
+			u.number(u.least), u.number(u.most), k.number(k.least), k.number(k.most), max(u.n, k.n))
 	}
 	return b.String()
 }
 
 // number has as many digits as mean something.
-func number(v float64) string {
+func (s spread) number(v float64) string {
 	switch {
+	case s.n == 0:
+		return "-"
 	case v >= 100:
 		return fmt.Sprintf("%.0f", v)
 	case v >= 10:
@@ -140,9 +142,9 @@ func (c config) about(begin time.Time) string {
 | date | %s, %s long |
 | machine | %d cores (%s), %s of memory, Linux %s |
 | load of the machine before, by others | %s |
-| programs | Kubernetes %s, etcd 3.7.3, %s, %s, %s |
+| programs | Kubernetes %s, etcd %s, %s, %s, %s |
 `, "`"+c.command()+"`", commit, begin.UTC().Format("2006-01-02 15:04 UTC"), time.Since(begin).Round(time.Second),
-		runtime.NumCPU(), field("/proc/cpuinfo", "model name"), field("/proc/meminfo", "MemTotal"), strings.TrimSpace(string(kernel)), c.loadBefore, version,
+		runtime.NumCPU(), field("/proc/cpuinfo", "model name"), field("/proc/meminfo", "MemTotal"), strings.TrimSpace(string(kernel)), c.loadBefore, version, etcdVersion,
 		strings.Join(strings.Fields(first("containerd", "--version"))[:3], " "), first("runc", "--version"), runtime.Version())
 }
 
