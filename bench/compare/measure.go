@@ -274,7 +274,11 @@ func (out *results) operation(r load.Result, label, side string) {
 
 // load runs a load and reads its results.
 func (c config) load(ctx context.Context, m *machine, program string, watched load.Groups, args ...string) ([]load.Result, error) {
+	before := m.groups()
 	said, failed := m.run(ctx, c.bin(program), append(args, "-json", "-kubeconfig", m.kubeconfig(), "-pids", pidsFlag(watched))...)
+	if err := sameProcesses(before, m.groups()); err != nil {
+		return nil, fmt.Errorf("%s: %w (see %s)", m.Side, err, m.logs)
+	}
 	var out []load.Result
 	for s := bufio.NewScanner(bytes.NewReader(said)); s.Scan(); {
 		var r load.Result
@@ -287,4 +291,16 @@ func (c config) load(ctx context.Context, m *machine, program string, watched lo
 		}
 	}
 	return out, failed
+}
+
+// sameProcesses makes an error of a server that ended during a load: what it had spent would be missing.
+func sameProcesses(before, after load.Groups) error {
+	for i, g := range before {
+		for _, pid := range g.PIDs {
+			if g.Name == "server" && !slices.Contains(after[i].PIDs, pid) {
+				return fmt.Errorf("a server (process %d) ended during the load", pid)
+			}
+		}
+	}
+	return nil
 }
