@@ -1,0 +1,198 @@
+// Package patching applies patches to Go objects.
+//
+// Upstream's handler turns the whole object into a JSON tree or text, patches that and reads the object back. Here only the fields
+// that the patch names take that way, through the same code of upstream's (k8s.io/apimachinery/pkg/util/strategicpatch,
+// gopkg.in/evanphx/json-patch and their decoders); all others are copied. The result is the same, since what is stored comes back
+// from a JSON tree as it was. A patch that is not plainly right (an unknown field, a duplicate key, a directive about a
+// whole object, an error of any kind) is refused, for upstream's handler to answer.
+package patching
+
+import (
+	"encoding/json"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	kjson "sigs.k8s.io/json"
+)
+
+// Directives of strategic merge patches that stand beside the field that they are about; other directives are about the whole object.
+const (
+	setElementOrder         = "$setElementOrder/"
+	deleteFromPrimitiveList = "$deleteFromPrimitiveList/"
+)
+
+// Apply gives a copy of a versioned object with a strategic or a JSON merge patch applied, without defaults for what the patch
+// left out. The object is not changed. It gives false for a patch that upstream's handler has to deal with.
+func Apply(obj runtime.Object, kind types.PatchType, patch []byte) (runtime.Object, bool) {
+	tree := map[string]any{}
+	if strict, err := kjson.UnmarshalStrict(patch, &tree); err != nil || len(strict) > 0 {
+		return nil, false
+	}
+	t := reflect.TypeOf(obj).Elem()
+	p := &part{root: reflect.ValueOf(obj).Elem(), original: map[string]any{}, strategic: kind == types.StrategicMergePatchType}
+	if !p.gather(t, tree) {
+		return nil, false
+	}
+	fresh := reflect.New(t)
+	var ok bool
+	switch kind {
+	case types.StrategicMergePatchType:
+		ok = p.strategicMerge(tree, fresh.Interface().(runtime.Object))
+	case types.MergePatchType:
+		ok = p.merge(patch, fresh.Interface())
+	}
+	if !ok {
+		return nil, false
+	}
+	out := obj.DeepCopyObject()
+	for _, path := range p.touched {
+		reflect.ValueOf(out).Elem().FieldByIndex(path).Set(fresh.Elem().FieldByIndex(path))
+	}
+	return out, true
+}
+
+// part is what a patch touches of an object.
+type part struct {
+	root      reflect.Value
+	original  map[string]any // the touched fields' trees
+	touched   [][]int        // the touched fields
+	strategic bool
+}
+
+// gather turns the fields that a patch names into trees: fields of the object, and of the structs directly in it
+// (metadata, spec, status).
+func (p *part) gather(t reflect.Type, patch map[string]any) bool {
+	for key, value := range patch {
+		name, ok := p.fieldName(key)
+		if !ok {
+			return false
+		}
+		f, ok := fieldsOf(t)[name]
+		if !ok {
+			return false
+		}
+		inner, isTree := value.(map[string]any)
+		if name == "apiVersion" || name == "kind" {
+			return false
+		}
+		if f.typ.Kind() != reflect.Struct || !isTree {
+			if f.typ.Kind() == reflect.Struct || !p.add(p.original, name, f, f.index) {
+				return false
+			}
+			continue
+		}
+		below := map[string]any{}
+		p.original[name] = below
+		for key := range inner {
+			innerName, ok := p.fieldName(key)
+			if !ok {
+				return false
+			}
+			g, ok := fieldsOf(f.typ)[innerName]
+			if !ok || !p.add(below, innerName, g, append(f.index[:len(f.index):len(f.index)], g.index...)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// fieldName is the field that a key of a patch is about.
+func (p *part) fieldName(key string) (string, bool) {
+	if p.strategic {
+		if name, ok := strings.CutPrefix(key, setElementOrder); ok {
+			return name, true
+		}
+		if name, ok := strings.CutPrefix(key, deleteFromPrimitiveList); ok {
+			return name, true
+		}
+	}
+	return key, !strings.HasPrefix(key, "$")
+}
+
+// add puts a field's tree into the original.
+func (p *part) add(into map[string]any, name string, f field, index []int) bool {
+	if _, twice := into[name]; twice {
+		return true
+	}
+	p.touched = append(p.touched, index)
+	v := p.root.FieldByIndex(index)
+	switch {
+	case v.IsZero() && f.omitEmpty:
+		return true
+	case v.Kind() == reflect.String:
+		into[name] = v.String()
+		return true
+	}
+	// Upstream's converter takes structs only: the field goes in one of its own.
+	box := reflect.New(f.box)
+	box.Elem().Field(0).Set(v)
+	tree, err := runtime.DefaultUnstructuredConverter.ToUnstructured(box.Interface())
+	if value, ok := tree[boxed]; ok {
+		into[name] = value
+	}
+	return err == nil
+}
+
+func (p *part) strategicMerge(patch map[string]any, out runtime.Object) bool {
+	merged, err := strategicpatch.StrategicMergeMapPatch(p.original, patch, out)
+	if err != nil {
+		return false
+	}
+	return runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(merged, out, true) == nil
+}
+
+func (p *part) merge(patch []byte, out any) bool {
+	original, err := json.Marshal(p.original)
+	if err != nil {
+		return false
+	}
+	merged, err := jsonpatch.MergePatch(original, patch)
+	if err != nil {
+		return false
+	}
+	strict, err := kjson.UnmarshalStrict(merged, out)
+	return err == nil && len(strict) == 0
+}
+
+// field is where a JSON name leads in a struct.
+type field struct {
+	index     []int
+	typ       reflect.Type
+	omitEmpty bool
+	box       reflect.Type // a struct that holds only this field, by the name of boxed
+}
+
+// boxed is the JSON name of the field of a box.
+const boxed = "v"
+
+var structs sync.Map // reflect.Type to map[string]field
+
+func fieldsOf(t reflect.Type) map[string]field {
+	if f, ok := structs.Load(t); ok {
+		return f.(map[string]field)
+	}
+	out := map[string]field{}
+	for i := range t.NumField() {
+		sf := t.Field(i)
+		name, options, _ := strings.Cut(sf.Tag.Get("json"), ",")
+		switch {
+		case name != "" && name != "-":
+			box := reflect.StructOf([]reflect.StructField{{Name: "V", Type: sf.Type, Tag: reflect.StructTag(`json:"` + boxed + "," + options + `"`)}})
+			out[name] = field{sf.Index, sf.Type, slices.Contains(strings.Split(options, ","), "omitempty"), box}
+		case sf.Anonymous && sf.Type.Kind() == reflect.Struct:
+			for name, f := range fieldsOf(sf.Type) {
+				f.index = append([]int{i}, f.index...)
+				out[name] = f
+			}
+		}
+	}
+	structs.Store(t, out)
+	return out
+}
