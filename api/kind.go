@@ -29,10 +29,11 @@ type Kind struct {
 	// Table holds the objects.
 	Table *store.Table
 
-	store  *store.Store
-	prefix string // key prefix with the final slash: /registry/pods/
-	form   form
-	attrs  storage.AttrFunc // labels and selectable fields of an object of the form's version; nil where nobody selects
+	store       *store.Store
+	transformer value.Transformer // nil: stored as it is
+	prefix      string            // key prefix with the final slash: /registry/pods/
+	form        form
+	attrs       storage.AttrFunc // labels and selectable fields of an object of the form's version; nil where nobody selects
 }
 
 // A form converts between what the table holds and what the REST storage works with.

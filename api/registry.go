@@ -36,16 +36,19 @@ type Registry struct {
 	store        *store.Store
 	factory      *serverstorage.DefaultStorageFactory
 	resources    *serverstorage.ResourceConfig
-	transformers map[schema.GroupResource]value.Transformer
+	transformers func(schema.GroupResource) value.Transformer // never nil
 
 	mu      sync.RWMutex
 	kinds   map[schema.GroupResource]*Kind // guarded by mu
 	changed chan struct{}                  // guarded by mu; closed and replaced when kinds grows
 }
 
-// NewRegistry prepares a registry over a store. transformers encrypt the values of the resources they are given for; nil
-// encrypts nothing.
-func NewRegistry(s *store.Store, transformers map[schema.GroupResource]value.Transformer) (*Registry, error) {
+// NewRegistry prepares a registry over a store. transformers gives what encrypts the values of a resource, nil where nothing does; it
+// may be nil itself.
+func NewRegistry(s *store.Store, transformers func(schema.GroupResource) value.Transformer) (*Registry, error) {
+	if transformers == nil {
+		transformers = func(schema.GroupResource) value.Transformer { return nil }
+	}
 	resources := controlplane.DefaultAPIResourceConfigSource()
 	config := kubeapiserver.NewStorageFactoryConfig()
 	config.APIResourceConfig = resources
@@ -64,6 +67,9 @@ func NewRegistry(s *store.Store, transformers map[schema.GroupResource]value.Tra
 		changed:      make(chan struct{}),
 	}, nil
 }
+
+// Shared reports whether other servers write the same store.
+func (r *Registry) Shared() bool { return r.store.Shared() }
 
 // Kind gives the kind of a resource, nil if there is none.
 func (r *Registry) Kind(resource schema.GroupResource) *Kind {
@@ -173,10 +179,26 @@ func (r *Registry) decorate(config *storagebackend.ConfigForResource, resourcePr
 	return NewStorage(kind, newFunc, newListFunc), func() {}, nil
 }
 
-// open makes the kind of a resource and opens its table.
+// open makes the kind of a resource and opens its table, for everybody to find.
 func (r *Registry) open(config *storagebackend.ConfigForResource, resourcePrefix string, example runtime.Object, attrs storage.AttrFunc) (*Kind, error) {
-	kind := &Kind{Resource: config.GroupResource, store: r.store, prefix: KeyRoot + resourcePrefix + "/", attrs: attrs}
-	codec := &tableCodec{transformer: r.transformers[config.GroupResource]}
+	kind, err := r.openAlone(config, resourcePrefix, example, attrs)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.kinds[kind.Resource]; old == nil || old.Stored != kind.Stored {
+		r.kinds[kind.Resource] = kind
+		r.announce()
+	}
+	return kind, nil
+}
+
+// openAlone is open for a kind that only the caller knows.
+func (r *Registry) openAlone(config *storagebackend.ConfigForResource, resourcePrefix string, example runtime.Object, attrs storage.AttrFunc) (*Kind, error) {
+	kind := &Kind{Resource: config.GroupResource, store: r.store, prefix: KeyRoot + resourcePrefix + "/", attrs: attrs,
+		transformer: r.transformers(config.GroupResource)}
+	codec := &tableCodec{transformer: kind.transformer}
 	if isUnstructured(example) {
 		kind.Stored = example.GetObjectKind().GroupVersionKind()
 		kind.form = &codecForm{config.Codec, kind.Stored}
@@ -190,12 +212,6 @@ func (r *Registry) open(config *storagebackend.ConfigForResource, resourcePrefix
 		return nil, fmt.Errorf("open the table of %s: %w", config.GroupResource, err)
 	}
 	kind.Table = table
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if old := r.kinds[kind.Resource]; old == nil || old.Stored != kind.Stored {
-		r.kinds[kind.Resource] = kind
-		r.announce()
-	}
 	return kind, nil
 }
 

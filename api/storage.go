@@ -231,7 +231,7 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 			return storage.NewTimeoutError(full, "request did not complete within requested timeout")
 		}
 		stored, ttl, err := s.try(full, u.rec, ignoreNotFound, preconditions, tryUpdate)
-		idle := err == nil && u.rec != nil && unchanged(stored, u.rec)
+		idle := err == nil && u.rec != nil && unchanged(stored, u.rec) && !s.kind.stale(ctx, u.rec)
 		if err != nil || idle {
 			again, unsure := u.outdated(ctx)
 			switch {

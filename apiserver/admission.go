@@ -6,43 +6,26 @@ import (
 
 	"go.opentelemetry.io/otel/trace/noop"
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/initializer"
 	admissionmetrics "k8s.io/apiserver/pkg/admission/metrics"
-	apiserverapi "k8s.io/apiserver/pkg/apis/apiserver"
-	apiserverapiv1 "k8s.io/apiserver/pkg/apis/apiserver/v1"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
-	genericapiserver "k8s.io/apiserver/pkg/server"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	controlplaneadmission "k8s.io/kubernetes/pkg/controlplane/apiserver/admission"
 	kubeadmission "k8s.io/kubernetes/pkg/kubeapiserver/admission"
-	kubeoptions "k8s.io/kubernetes/pkg/kubeapiserver/options"
 )
 
-// newAdmission builds upstream's default admission plugins in upstream's order.
+// newAdmission builds the admission plugins that the options ask for, in upstream's order.
 func newAdmission(ctx context.Context, c *Config, client kubernetes.Interface, authz authorizer.Authorizer, mapper meta.RESTMapper,
 	services webhook.ServiceResolver) (admission.Interface, error) {
-	plugins := admission.NewPlugins()
-	genericapiserver.RegisterAllAdmissionPlugins(plugins)
-	kubeoptions.RegisterAllAdmissionPlugins(plugins)
-	off := kubeoptions.DefaultOffAdmissionPlugins()
-	var names []string
-	for _, name := range kubeoptions.AllOrderedPlugins {
-		if !off.Has(name) {
-			names = append(names, name)
-		}
-	}
-	scheme, err := admissionConfigScheme()
+	o := c.options()
+	names, plugins := o.AdmissionPlugins(), o.Admission.GenericAdmission.Plugins
+	configs, err := o.AdmissionConfig()
 	if err != nil {
-		return nil, err
-	}
-	configs, err := admission.ReadAdmissionConfiguration(names, "", scheme)
-	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("admission: %w", err)
 	}
 	chain, err := initializers(ctx, c, client, authz, mapper, services)
 	if err != nil {
@@ -53,14 +36,6 @@ func newAdmission(ctx context.Context, c *Config, client kubernetes.Interface, a
 		return nil, fmt.Errorf("make the admission plugins: %w", err)
 	}
 	return admissionmetrics.WithStepMetrics(out), nil
-}
-
-func admissionConfigScheme() (*runtime.Scheme, error) {
-	scheme := runtime.NewScheme()
-	if err := apiserverapi.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	return scheme, apiserverapiv1.AddToScheme(scheme)
 }
 
 // initializers hand the plugins what they ask for.

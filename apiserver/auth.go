@@ -35,6 +35,9 @@ type identity struct {
 // newIdentity builds upstream's authenticators and authorizers over our informers.
 func newIdentity(ctx context.Context, c *Config, client kubernetes.Interface) (*identity, error) {
 	id := &identity{audiences: authenticator.Audiences{ServiceAccountIssuer}}
+	if given := c.options().Authentication.APIAudiences; len(given) > 0 {
+		id.audiences = given
+	}
 	var err error
 	if id.clientCA, err = dynamiccertificates.NewStaticCAContent("client-ca", c.ClientCA); err != nil {
 		return nil, err
@@ -55,7 +58,7 @@ func newIdentity(ctx context.Context, c *Config, client kubernetes.Interface) (*
 	if err != nil {
 		return nil, err
 	}
-	id.decisions = newDecisions(decide, c.Registry, !isDefaultAuthorization(c.Authorization))
+	id.decisions = newDecisions(decide, c.Registry, !isDefaultAuthorization(c.Options.Authorization))
 	id.authorizer, id.rules = id.decisions, rules
 	return id, nil
 }
@@ -80,7 +83,7 @@ func (id *identity) authenticate(ctx context.Context, c *Config, client kubernet
 	core := c.Informers.Core().V1()
 	secrets := core.Secrets().Lister().Secrets("kube-system")
 	getter := serviceaccount.NewGetterFromClient(client, core.Secrets().Lister(), core.ServiceAccounts().Lister(), core.Pods().Lister(), core.Nodes().Lister())
-	config, err := authenticationConfig(c.Authentication)
+	config, err := authenticationConfig(c.options().Authentication)
 	if err != nil {
 		return err
 	}
@@ -98,7 +101,7 @@ func (id *identity) authenticate(ctx context.Context, c *Config, client kubernet
 	if err != nil {
 		return fmt.Errorf("make the authenticators: %w", err)
 	}
-	if o := c.Authentication; o != nil && o.AuthenticationConfigFile != "" {
+	if o := c.options().Authentication; o.AuthenticationConfigFile != "" {
 		id.reload = &reloader{options: o, update: update, seen: config.AuthenticationConfigData}
 	}
 	id.authenticator = &inProcessFirst{user: c.InProcessUser, audiences: id.audiences, next: newCertificateCache(remote)}
@@ -130,7 +133,7 @@ func (a *inProcessFirst) AuthenticateRequest(req *http.Request) (*authenticator.
 
 // newAuthorizer asks who decides, by default what a node needs for its own pods, then RBAC.
 func newAuthorizer(ctx context.Context, c *Config) (authorizer.Authorizer, authorizer.RuleResolver, error) {
-	config, err := authorizationConfig(c.Authorization, c.Informers)
+	config, err := authorizationConfig(c.options().Authorization, c.Informers)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -23,26 +23,8 @@ const (
 	reloadTimeout = time.Minute
 )
 
-// NewAuthenticationOptions are upstream's options for who else is believed: OIDC, a webhook, a file of tokens, a file of
-// structured configuration, anonymous requests. Their AddFlags gives upstream's flags. Client certificates, the front proxy,
-// service-account and bootstrap tokens are knarr's own and always on.
-func NewAuthenticationOptions() *kubeoptions.BuiltInAuthenticationOptions {
-	return kubeoptions.NewBuiltInAuthenticationOptions().WithAnonymous().WithOIDC().WithTokenFile().WithWebHook()
-}
-
-// NewAuthorizationOptions are upstream's options for who decides, set to knarr's default: what a node needs for its own
-// pods, then RBAC.
-func NewAuthorizationOptions() *kubeoptions.BuiltInAuthorizationOptions {
-	o := kubeoptions.NewBuiltInAuthorizationOptions()
-	o.Modes = []string{modes.ModeNode, modes.ModeRBAC}
-	return o
-}
-
 // authenticationConfig is what the options ask for, without what is knarr's own.
 func authenticationConfig(o *kubeoptions.BuiltInAuthenticationOptions) (kubeauthenticator.Config, error) {
-	if o == nil {
-		return kubeauthenticator.Config{Anonymous: apiserver.AnonymousAuthConfig{Enabled: true}, TokenSuccessCacheTTL: tokenCacheTTL}, nil
-	}
 	config, err := o.ToAuthenticationConfig()
 	if err != nil {
 		return config, fmt.Errorf("authentication: %w", err)
@@ -51,11 +33,8 @@ func authenticationConfig(o *kubeoptions.BuiltInAuthenticationOptions) (kubeauth
 	return config, nil
 }
 
-// authorizationConfig is what the options ask for; nil options mean Node and RBAC.
+// authorizationConfig is what the options ask for.
 func authorizationConfig(o *kubeoptions.BuiltInAuthorizationOptions, i informers.SharedInformerFactory) (*kubeauthorizer.Config, error) {
-	if o == nil {
-		o = NewAuthorizationOptions()
-	}
 	config, err := o.ToAuthorizationConfig(i)
 	if err != nil {
 		return nil, fmt.Errorf("authorization: %w", err)
@@ -65,7 +44,7 @@ func authorizationConfig(o *kubeoptions.BuiltInAuthorizationOptions, i informers
 
 // isDefaultAuthorization reports whether Node and RBAC decide, and nobody else.
 func isDefaultAuthorization(o *kubeoptions.BuiltInAuthorizationOptions) bool {
-	return o == nil || o.AuthorizationConfigurationFile == "" && slices.Equal(o.Modes, []string{modes.ModeNode, modes.ModeRBAC})
+	return o.AuthorizationConfigurationFile == "" && slices.Equal(o.Modes, []string{modes.ModeNode, modes.ModeRBAC})
 }
 
 // reloader follows the file of structured authentication configuration. A file that does not hold is said in the log, and

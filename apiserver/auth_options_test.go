@@ -65,10 +65,9 @@ contexts: [{name: c, context: {cluster: c, user: u}}]
 func TestWebhooksAuthenticateAndAuthorize(t *testing.T) {
 	h := hook(t)
 	s := serve(t, func(c *apiserver.Config) {
-		c.Authentication.WebHook.ConfigFile, c.Authentication.WebHook.Version = kubeconfigOf(t, h.URL+"/authenticate"), "v1"
-		c.Authorization = apiserver.NewAuthorizationOptions()
-		c.Authorization.Modes = append(c.Authorization.Modes, "Webhook")
-		c.Authorization.WebhookConfigFile, c.Authorization.WebhookVersion = kubeconfigOf(t, h.URL+"/authorize"), "v1"
+		c.Options.Authentication.WebHook.ConfigFile, c.Options.Authentication.WebHook.Version = kubeconfigOf(t, h.URL+"/authenticate"), "v1"
+		c.Options.Authorization.Modes = append(c.Options.Authorization.Modes, "Webhook")
+		c.Options.Authorization.WebhookConfigFile, c.Options.Authorization.WebhookVersion = kubeconfigOf(t, h.URL+"/authorize"), "v1"
 	})
 	c := newClient(t, true)
 	require.Equal(t, 200, s.ask(t, c, request{path: "/api/v1/namespaces/default/configmaps", token: "remote"}).status)
@@ -116,7 +115,7 @@ func (s *served) who(t *testing.T, c *http.Client, token string) authenticationv
 func TestOIDCByFlags(t *testing.T) {
 	url, ca, sign := issuer(t)
 	s := serve(t, func(c *apiserver.Config) {
-		c.Authentication.OIDC = &kubeoptions.OIDCAuthenticationOptions{IssuerURL: url, ClientID: "knarr", CAFile: writeFile(t, "ca.pem", ca), UsernameClaim: "sub",
+		c.Options.Authentication.OIDC = &kubeoptions.OIDCAuthenticationOptions{IssuerURL: url, ClientID: "knarr", CAFile: writeFile(t, "ca.pem", ca), UsernameClaim: "sub",
 			UsernamePrefix: "oidc:", GroupsClaim: "groups", GroupsPrefix: "oidc:", SigningAlgs: []string{"RS256"}}
 	})
 	c := newClient(t, true)
@@ -159,9 +158,8 @@ authorizers:
     matchConditions: [{expression: "request.user.startsWith('re')"}]
 `)
 	s := serve(t, func(c *apiserver.Config) {
-		c.Authentication.AuthenticationConfigFile = file
-		c.Authorization = apiserver.NewAuthorizationOptions()
-		c.Authorization.Modes, c.Authorization.AuthorizationConfigurationFile = nil, authorization
+		c.Options.Authentication.AuthenticationConfigFile = file
+		c.Options.Authorization.Modes, c.Options.Authorization.AuthorizationConfigurationFile = nil, authorization
 	})
 	c := newClient(t, true)
 	require.Equal(t, 200, s.ask(t, c, request{path: "/livez"}).status)

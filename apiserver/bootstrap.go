@@ -40,7 +40,16 @@ type bootstrap struct {
 	config *Config
 	client kubernetes.Interface
 	hooks  *hooks
+	// service keeps the kubernetes service; set by services.
+	service *kubernetesservice.Controller
 }
+
+// Times of a server's lease among those of one store, upstream's: it is renewed every serverLeaseInterval, and a server whose lease
+// has not been renewed for serverLeaseTTL is no longer an endpoint of the kubernetes service.
+const (
+	serverLeaseInterval = 10 * time.Second
+	serverLeaseTTL      = 15 * time.Second
+)
 
 func (b *bootstrap) run(ctx context.Context) error {
 	if err := b.namespaces(ctx); err != nil {
@@ -98,21 +107,41 @@ func (b *bootstrap) services(ctx context.Context) error {
 	}
 	first := append(net.IP(nil), b.config.ServiceCIDR.IP.To4()...)
 	first[len(first)-1]++
-	adapter := reconcilers.NewEndpointsAdapter(b.client.CoreV1(), b.client.DiscoveryV1())
-	c := kubernetesservice.New(kubernetesservice.Config{
+	endpoints, err := b.endpoints()
+	if err != nil {
+		return err
+	}
+	b.service = kubernetesservice.New(kubernetesservice.Config{
 		PublicIP:           b.config.AdvertiseAddress,
-		EndpointReconciler: reconcilers.NewMasterCountEndpointReconciler(1, adapter),
+		EndpointReconciler: endpoints,
+		EndpointInterval:   serverLeaseInterval,
 		ServiceIP:          first,
 		ServicePort:        443,
 		PublicServicePort:  b.config.Port,
 	}, b.client, b.config.Informers.Core().V1().Services())
 	// The address allocator learns of the range by its informer and says to nobody when it has.
 	return retry.OnError(allocatorBackoff(), func(error) bool { return ctx.Err() == nil }, func() error {
-		if err := c.UpdateKubernetesService(true); err != nil {
+		if err := b.service.UpdateKubernetesService(true); err != nil {
 			return err
 		}
 		return b.dns(ctx)
 	})
+}
+
+// endpoints keeps the endpoints of the kubernetes service: this server alone, or all that share the store and live.
+func (b *bootstrap) endpoints() (reconcilers.EndpointReconciler, error) {
+	adapter := reconcilers.NewEndpointsAdapter(b.client.CoreV1(), b.client.DiscoveryV1())
+	if !b.config.Registry.Shared() {
+		return reconcilers.NewMasterCountEndpointReconciler(1, adapter), nil
+	}
+	leases, err := b.config.Registry.MasterLeases(serverLeaseTTL)
+	return reconcilers.NewLeaseEndpointReconciler(adapter, leases), err
+}
+
+// keepEndpoints renews this server's place among the endpoints until ctx ends, then gives it up.
+func (b *bootstrap) keepEndpoints(ctx context.Context) {
+	b.service.Run(ctx.Done())
+	b.service.Stop()
 }
 
 // allocatorBackoff bounds the wait for the service address allocator: about ten seconds, in ever longer steps.

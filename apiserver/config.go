@@ -12,13 +12,12 @@ import (
 
 	apiextensionsinformers "k8s.io/apiextensions-apiserver/pkg/client/informers/externalversions"
 	"k8s.io/apiserver/pkg/authentication/user"
-	genericoptions "k8s.io/apiserver/pkg/server/options"
 	"k8s.io/client-go/informers"
 	restclient "k8s.io/client-go/rest"
 	aggregatorinformers "k8s.io/kube-aggregator/pkg/client/informers/externalversions"
-	kubeoptions "k8s.io/kubernetes/pkg/kubeapiserver/options"
 
 	"knarr/api"
+	"knarr/apiserver/options"
 )
 
 const (
@@ -31,8 +30,6 @@ const (
 	// MaxReadsInFlight and MaxWritesInFlight bound the requests that run at once, long-running ones aside.
 	MaxReadsInFlight  = 400
 	MaxWritesInFlight = 200
-	// tokenCacheTTL is how long a verified token is trusted without another look, as upstream.
-	tokenCacheTTL = 10 * time.Second
 	// ServiceAccountIssuer names this cluster in service-account tokens.
 	ServiceAccountIssuer = "https://kubernetes.default.svc.cluster.local"
 )
@@ -76,21 +73,26 @@ type Config struct {
 	// Tunnels answers requests of TunnelPath. They are authenticated and last as long as the handler does; whether the caller may
 	// is decided by the handler, from who the caller is. Optional.
 	Tunnels http.Handler
-	// Audit says what is recorded of requests, and where: upstream's options (and flags). Nil, or one without a policy,
-	// records nothing and costs nothing.
-	Audit *genericoptions.AuditOptions
-	// Authentication adds to who is believed: see NewAuthenticationOptions. Nil adds nobody.
-	Authentication *kubeoptions.BuiltInAuthenticationOptions
-	// Authorization is who decides: see NewAuthorizationOptions. Nil means Node and RBAC.
-	Authorization *kubeoptions.BuiltInAuthorizationOptions
+	// Options are who is believed, who decides, which plugins see a write, and what is recorded. Nil means the defaults. Its encryption is
+	// the Registry's business.
+	Options *options.Options
 	// StoreCheck tells why the store does not work, nil when it does; the health check named etcd asks it. Optional.
 	StoreCheck func(context.Context) error
+	// Extra are paths of the server's own, for those whom the authorizer lets; optional.
+	Extra map[string]http.Handler
 	// ClusterDNS is the address of the cluster's DNS service.
 	ClusterDNS net.IP
 }
 
 // PortRange is an inclusive range of ports.
 type PortRange struct{ First, Last int }
+
+func (c *Config) options() *options.Options {
+	if c.Options == nil {
+		return options.New()
+	}
+	return c.Options
+}
 
 func (c *Config) validate() error {
 	switch {

@@ -89,7 +89,7 @@ func startClusterWith(t testing.TB, fs vfs.FS, transformers map[schema.GroupReso
 	require.NoError(t, err)
 	s, err := store.Open(ctx, store.Options{Engine: engine, Debug: true})
 	require.NoError(t, err)
-	registry, err := api.NewRegistry(s, transformers)
+	registry, err := api.NewRegistry(s, func(r schema.GroupResource) value.Transformer { return transformers[r] })
 	require.NoError(t, err)
 	c := &cluster{store: s, fs: fs}
 	readers := client.Options{Tables: registry.Tables(), Convert: api.Convert}

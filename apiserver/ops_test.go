@@ -138,7 +138,7 @@ users: [{name: u}]
 contexts: [{name: c, context: {cluster: c, user: u}}]
 `)
 	o.WebhookOptions.BatchOptions.BatchConfig.MaxBatchWait = 10 * time.Millisecond
-	s := serve(t, func(c *apiserver.Config) { c.Audit = o })
+	s := serve(t, func(c *apiserver.Config) { c.Options.Audit = o })
 	c := newClient(t, true)
 	a := s.ask(t, c, request{method: "POST", path: "/api/v1/namespaces/default/configmaps", token: adminToken,
 		body:   `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"audited"}}`,

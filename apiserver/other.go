@@ -64,6 +64,9 @@ func (s *Server) newOther(in *installer) http.Handler {
 	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	m.HandlePrefix("/debug/pprof/", http.HandlerFunc(pprof.Index))
 	s.installIssuer(m)
+	for path, h := range s.config.Extra {
+		m.Handle(path, h)
+	}
 	m.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		responsewriters.WriteRawJSON(http.StatusOK, map[string][]string{"paths": append([]string{"/api", "/apis"}, m.ListedPaths()...)}, w)
 	})

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"knarr/apiserver"
+	"knarr/apiserver/options"
 )
 
 // Tokens of the users that a served cluster knows.
@@ -50,8 +51,8 @@ func serveWith(t testing.TB, change func(*apiserver.Config), look func(*apiserve
 	tokens := filepath.Join(t.TempDir(), "tokens.csv")
 	require.NoError(t, os.WriteFile(tokens, []byte(adminToken+`,admin,1,"system:masters"`+"\n"+nobodyToken+",nobody,2\n"), 0o600))
 	c := startClusterWith(t, vfs.NewMem(), nil, func(config *apiserver.Config) {
-		config.Authentication = apiserver.NewAuthenticationOptions()
-		config.Authentication.TokenFile.TokenFile = tokens
+		config.Options = options.New()
+		config.Options.Authentication.TokenFile.TokenFile = tokens
 		change(config)
 	})
 	look(c.server)

@@ -81,6 +81,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		return nil, err
 	}
 	c := &config
+	c.Options = c.options()
 	client, err := kubernetes.NewForConfig(c.Loopback)
 	if err != nil {
 		return nil, err
@@ -92,7 +93,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		registry: c.Registry, inflight: &inflight{},
 		upstream: utilflowcontrol.New(c.Informers, client.FlowcontrolV1(), MaxReadsInFlight+MaxWritesInFlight),
 	}
-	if s.auditing, err = newAuditing(c.Audit); err != nil {
+	if s.auditing, err = newAuditing(c.options().Audit); err != nil {
 		return nil, err
 	}
 	if s.id, err = newIdentity(ctx, c, client); err != nil {
@@ -235,6 +236,9 @@ func (s *Server) Start(ctx context.Context, started func(func(context.Context)))
 	b := &bootstrap{config: s.config, client: s.client, hooks: s.hooks}
 	if err := b.run(ctx); err != nil {
 		return err
+	}
+	if s.config.Registry.Shared() {
+		started(b.keepEndpoints)
 	}
 	if err := s.repair(ctx, started); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -191,4 +192,19 @@ func TestProgressSaysOnlyWhatTakesLong(t *testing.T) {
 	p.done()
 	require.Contains(t, out.String(), "slow ...")
 	require.NotContains(t, out.String(), "quick")
+}
+
+func TestFlagsOfTheAPIAreRememberedAndReplaced(t *testing.T) {
+	var given []string
+	c := &cobra.Command{}
+	passedOn(c, &given)
+	require.NoError(t, c.Flags().Parse([]string{"--audit-policy-file", "p.yaml", "--audit-log-path=-", "--anonymous-auth=false",
+		"--authorization-mode", "Node,RBAC", "--oidc-required-claim", "a=b,c", "--oidc-required-claim", "d=e"}))
+	here, err := os.Getwd()
+	require.NoError(t, err)
+	require.Equal(t, []string{"--audit-policy-file=" + filepath.Join(here, "p.yaml"), "--audit-log-path=-", "--anonymous-auth=false",
+		"--authorization-mode=Node,RBAC", "--oidc-required-claim=a=b,c", "--oidc-required-claim=d=e"}, given)
+	require.Equal(t, []string{"--audit-policy-file=/p", "--x=3"}, mergeArgs([]string{"--x=1", "--audit-policy-file=/p", "--x=2"}, []string{"--x=3"}))
+	require.Error(t, checkArgs(given), "p.yaml does not exist")
+	require.NoError(t, checkArgs([]string{"--anonymous-auth=false"}))
 }

@@ -39,6 +39,8 @@ type record struct {
 	NodeCIDR    string   `json:"nodeCIDR"`
 	ClusterDNS  string   `json:"clusterDNS"`
 	ServerNames []string `json:"serverNames,omitempty"`
+	// APIFlags are flags of the API server that `up` was given, as arguments of `server`.
+	APIFlags []string `json:"apiFlags,omitempty"`
 }
 
 // findCluster returns the cluster called name: in root where that is given, else where the running one says, else in the

@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+
+	"knarr/apiserver/options"
+	"knarr/system/pki"
 )
 
 // Defaults of the command line's contract.
@@ -65,6 +68,10 @@ type ServerConfig struct {
 	Domain string
 	// Datastore is an external etcd; the zero value means the embedded store in Dir.
 	Datastore Datastore
+	// Token is the join token of the servers that made the cluster in an external etcd; empty where this server is its first, or has joined.
+	Token string
+	// API are the settings that upstream's API server has, too; nil means the defaults.
+	API *options.Options
 	// NoAgent leaves out the agent of the server's own node.
 	NoAgent bool
 	// NodeName, NodeIP, KubeletPort, ShimPath: as in AgentConfig, for the server's own node.
@@ -157,6 +164,10 @@ func (c ServerConfig) Validate() error {
 	}
 	if !filepath.IsAbs(c.Dir) {
 		errs = append(errs, fmt.Errorf("data directory %q is not an absolute path", c.Dir))
+	}
+	if c.Token != "" {
+		_, err := pki.ParseToken(c.Token)
+		errs = append(errs, err)
 	}
 	if !c.NoAgent {
 		errs = append(errs, validateName("node name", c.NodeName), validatePort("--kubelet-port", c.KubeletPort))

@@ -85,7 +85,7 @@ client library work with it as with any other.`,
 		return usageError{fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath())}
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newUp(), newDown(), newStatus(), newKubeconfig(), newKubectl(), newImage(), newToken(), newCert(),
+	root.AddCommand(newUp(), newDown(), newStatus(), newKubeconfig(), newKubectl(), newImage(), newToken(), newCert(), newSecretsEncrypt(),
 		newServer(s), newAgent(s))
 	return root
 }

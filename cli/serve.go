@@ -81,10 +81,12 @@ func newServer(s System) *cobra.Command {
 	var r rangeFlags
 	var advertise, nodeName, nodeIP, shimPath string
 	var noAgent bool
-	var datastore Datastore
+	var datastore datastoreFlags
+	apiserver := newAPIFlags()
 	c := &cobra.Command{
 		Use:   "server",
 		Short: "Run the server (API, controllers, scheduler and one node) in the foreground",
+		Long:  "Run the server (API, controllers, scheduler and one node) in the foreground. Flags that upstream's API server has, too, mean the same here.",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := w.cluster()
@@ -96,7 +98,10 @@ func newServer(s System) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			config.NoAgent, config.Datastore = noAgent, datastore
+			config.NoAgent, config.Datastore, config.API = noAgent, datastore.Datastore, apiserver.options
+			if config.Token, err = datastore.joinToken(cmd); err != nil {
+				return err
+			}
 			if nodeName != "" {
 				config.NodeName = nodeName
 			}
@@ -108,6 +113,9 @@ func newServer(s System) *cobra.Command {
 			}
 			if err := config.Validate(); err != nil {
 				return usageError{err}
+			}
+			if err := apiserver.check(); err != nil {
+				return err
 			}
 			if config.ShimPath, err = findShim(shimPath); err != nil && !noAgent {
 				return err
@@ -126,15 +134,36 @@ func newServer(s System) *cobra.Command {
 	c.Flags().StringVar(&shimPath, "shim", "", "the knarr-shim program (default: beside knarr)")
 	c.Flags().BoolVar(&noAgent, "no-agent", false, "run no node in the server")
 	datastore.flags(c)
+	apiserver.offer(c)
 	return c
 }
 
-func (d *Datastore) flags(c *cobra.Command) {
+// datastoreFlags are the flags of a server whose objects lie in an external etcd.
+type datastoreFlags struct {
+	Datastore
+	token string
+}
+
+func (d *datastoreFlags) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringSliceVar(&d.Endpoints, "datastore-endpoint", nil, "URLs of an external etcd that holds all objects (default: the embedded store)")
 	f.StringVar(&d.CAFile, "datastore-cafile", "", "authorities of the etcd's certificates")
 	f.StringVar(&d.CertFile, "datastore-certfile", "", "client certificate for the etcd")
 	f.StringVar(&d.KeyFile, "datastore-keyfile", "", "key of that certificate")
+	f.StringVar(&d.token, "token", "", "token of the cluster whose further server this is; better in the environment (KNARR_TOKEN), where `ps` does not show it")
+}
+
+// joinToken is what lets this server join those that made the cluster in the etcd.
+func (d *datastoreFlags) joinToken(c *cobra.Command) (string, error) {
+	switch {
+	case len(d.Endpoints) == 0 && c.Flags().Changed("token"):
+		return "", usageError{errors.New("--token joins the servers of one external etcd: give its --datastore-endpoint, too")}
+	case len(d.Endpoints) == 0:
+		return "", nil
+	case d.token == "":
+		return os.Getenv("KNARR_TOKEN"), nil
+	}
+	return d.token, nil
 }
 
 func newAgent(s System) *cobra.Command {

@@ -45,7 +45,11 @@ func newUp() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Start a cluster in the background and return when every node is Ready",
-		Args:  cobra.NoArgs,
+		Long: `Start a cluster in the background and return when every node is Ready.
+
+The flags of upstream's API server are taken, too (` + "`knarr server --help`" + ` lists them). They are remembered: a later start has
+them without being told.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			u.set = cmd.Flags().Changed
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
@@ -55,6 +59,7 @@ func newUp() *cobra.Command {
 	}
 	u.where.flags(c)
 	u.rangeFlags.flags(c)
+	passedOn(c, &u.APIFlags)
 	c.Flags().IntVar(&u.nodes, "nodes", 1, "nodes on this machine: the server's own, and each further one in a network namespace of its own")
 	c.Flags().DurationVar(&u.timeout, "timeout", defaultUpTimeout, "how long to wait for the cluster")
 	return c
@@ -84,6 +89,9 @@ func (u *upFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		return err
 	}
 	if _, err := r.config(c.dir); err != nil {
+		return err
+	}
+	if err := checkArgs(r.APIFlags); err != nil {
 		return err
 	}
 	if _, err := findShim(""); err != nil {
@@ -150,6 +158,7 @@ func (u *upFlags) merge(c *cluster) (r record, fresh bool, err error) {
 			*f.to = *f.is
 		}
 	}
+	r.APIFlags = mergeArgs(old.APIFlags, r.APIFlags)
 	if !u.set("tls-san") {
 		r.ServerNames = old.ServerNames
 	}
@@ -326,7 +335,7 @@ func (s *starter) serverArgs() []string {
 	if len(s.ServerNames) > 0 {
 		args = append(args, "--tls-san", strings.Join(s.ServerNames, ","))
 	}
-	return args
+	return append(args, s.APIFlags...)
 }
 
 // adminHost is the host of the admin's kubeconfig.

@@ -1,6 +1,9 @@
 package store
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // SharedEngine is an Engine whose data other processes write, too: what this store holds in memory may lag behind what they were
 // told is written. An engine that is alone with its data does not implement it.
@@ -34,4 +37,32 @@ func (s *Store) Check(ctx context.Context) error {
 		return c.Check(ctx)
 	}
 	return nil
+}
+
+// RawEngine is an Engine that shows what it keeps.
+type RawEngine interface {
+	// Read calls fn for every key that begins with prefix, in key order, with the bytes that are stored now, until fn returns an error, which it
+	// returns. fn may keep nothing of value.
+	Read(ctx context.Context, prefix string, fn func(key string, value []byte) error) error
+}
+
+// ReadStored calls fn with what the engine keeps under a prefix: the bytes that the tables' codecs gave. fn may keep nothing of value; its error
+// ends the reading and is returned.
+func (s *Store) ReadStored(ctx context.Context, prefix string, fn func(key string, value []byte) error) error {
+	raw, ok := s.engine.(RawEngine)
+	if !ok {
+		return errors.New("store: this engine does not show what it keeps")
+	}
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	if s.closed {
+		return ErrClosed
+	}
+	return raw.Read(ctx, prefix, fn)
+}
+
+// Settle waits until every transaction that began before has ended.
+func (s *Store) Settle() {
+	s.gate.Lock()
+	s.gate.Unlock() //nolint:staticcheck // having held it is all
 }

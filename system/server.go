@@ -26,6 +26,7 @@ import (
 
 	"knarr/api"
 	"knarr/apiserver"
+	"knarr/apiserver/options"
 	"knarr/cli"
 	"knarr/client"
 	"knarr/control"
@@ -50,6 +51,10 @@ const (
 	readIdleTimeout, pingTimeout = 30 * time.Second, 15 * time.Second
 	// Service node ports, as upstream's default.
 	firstNodePort, lastNodePort = 30000, 32767
+	// Leases by which several servers agree who runs the controllers and who the scheduler, and who may write the first: upstream's names.
+	managerLease   = "kube-controller-manager"
+	schedulerLease = "kube-scheduler"
+	managerUser    = "system:kube-controller-manager"
 )
 
 // System implements cli.System.
@@ -68,10 +73,13 @@ type controlPlane struct {
 	config    cli.ServerConfig
 	authority *pki.Authority
 	store     *store.Store
-	registry  *api.Registry
-	tables    *api.Tables
-	handler   lateHandler
-	tunnels   *tunnel.Hub
+	sharing   *sharing // nil with the embedded store
+
+	encryption *encryption
+	registry   *api.Registry
+	tables     *api.Tables
+	handler    lateHandler
+	tunnels    *tunnel.Hub
 
 	informers    informers.SharedInformerFactory
 	pods         informers.SharedInformerFactory // those of the own node; nil without an agent
@@ -135,21 +143,11 @@ func newControlPlane(ctx context.Context, config cli.ServerConfig) (*controlPlan
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("the data directory is not usable: %w", err)
 	}
+	if err := p.openStore(ctx, dir); err != nil {
+		return nil, err
+	}
 	var err error
-	p.authority, err = pki.Load(cli.TLSDir(config.Dir), pki.Options{
-		Domain: config.Domain, ServiceAddress: firstAddress(config.ServiceCIDR).String(), ServerNames: p.names(),
-	})
-	if err != nil {
-		return nil, err
-	}
-	transformers, err := loadEncryption(ctx, dir)
-	if err != nil {
-		return nil, err
-	}
-	if p.store, err = p.openStore(ctx, dir); err != nil {
-		return nil, err
-	}
-	if p.registry, err = api.NewRegistry(p.store, transformers); err != nil {
+	if p.registry, err = api.NewRegistry(p.store, p.encryption.transformer); err != nil {
 		return nil, errors.Join(err, p.store.Close())
 	}
 	p.tables = p.registry.Tables()
@@ -172,23 +170,59 @@ func newControlPlane(ctx context.Context, config cli.ServerConfig) (*controlPlan
 	return p, nil
 }
 
-// openStore opens the store on its engine: the embedded one of this machine, or an external etcd.
-func (p *controlPlane) openStore(ctx context.Context, dir string) (*store.Store, error) {
-	var engine store.Engine
-	var err error
-	if d := p.config.Datastore; len(d.Endpoints) > 0 {
-		engine, err = etcd.Open(ctx, etcd.Options{Endpoints: d.Endpoints, CAFile: d.CAFile, CertFile: d.CertFile, KeyFile: d.KeyFile, Logger: p.log})
-	} else {
-		engine, err = pebble.Open(ctx, pebble.Options{Dir: filepath.Join(dir, databaseDir), Logger: p.log})
+// openStore opens the store on its engine, and the keys that belong to it.
+func (p *controlPlane) openStore(ctx context.Context, dir string) error {
+	engine, err := p.openEngine(ctx, dir)
+	if err != nil {
+		return err
 	}
+	if err = p.loadKeys(ctx, dir); err == nil {
+		p.store, err = store.Open(ctx, store.Options{Engine: engine, Debug: os.Getenv(debugEnv) != ""})
+	}
+	if err != nil {
+		return errors.Join(err, engine.Close())
+	}
+	return nil
+}
+
+// openEngine opens the embedded engine of this machine, or an external etcd.
+func (p *controlPlane) openEngine(ctx context.Context, dir string) (store.Engine, error) {
+	d := p.config.Datastore
+	if len(d.Endpoints) == 0 {
+		return pebble.Open(ctx, pebble.Options{Dir: filepath.Join(dir, databaseDir), Logger: p.log})
+	}
+	e, err := etcd.Open(ctx, etcd.Options{Endpoints: d.Endpoints, CAFile: d.CAFile, CertFile: d.CertFile, KeyFile: d.KeyFile, Logger: p.log})
 	if err != nil {
 		return nil, err
 	}
-	s, err := store.Open(ctx, store.Options{Engine: engine, Debug: os.Getenv(debugEnv) != ""})
-	if err != nil {
-		return nil, errors.Join(err, engine.Close())
+	p.sharing = &sharing{engine: e, config: &p.config}
+	return e, nil
+}
+
+// loadKeys reads the authorities and the encryption keys, which several servers have in common.
+func (p *controlPlane) loadKeys(ctx context.Context, dir string) error {
+	found := false
+	var err error
+	if p.sharing != nil {
+		if found, err = p.sharing.fetch(ctx); err != nil {
+			return err
+		}
 	}
-	return s, nil
+	p.authority, err = pki.Load(cli.TLSDir(p.config.Dir), pki.Options{
+		Domain: p.config.Domain, ServiceAddress: firstAddress(p.config.ServiceCIDR).String(), ServerNames: p.names(),
+	})
+	if err != nil {
+		return err
+	}
+	var o options.Encryption
+	if p.config.API != nil {
+		o = p.config.API.Encryption
+	}
+	p.encryption, err = loadEncryption(ctx, dir, o)
+	if err == nil && p.sharing != nil && !found {
+		err = p.sharing.publish(ctx)
+	}
+	return err
 }
 
 // names are what the API's certificate must cover besides the usual ones.
@@ -213,6 +247,7 @@ func (p *controlPlane) advertised() netip.Addr {
 
 func (p *controlPlane) apiConfig() apiserver.Config {
 	front := p.authority.FrontProxySource()
+	rotation := &rotation{encryption: p.encryption, registry: p.registry, sharing: p.sharing, servers: p.registry.Servers}
 	agents := &tls.Config{
 		RootCAs: p.authority.ServerCAPool(), GetClientCertificate: p.authority.KubeletClientSource().GetClientCertificate, MinVersion: tls.VersionTLS12,
 	}
@@ -241,6 +276,9 @@ func (p *controlPlane) apiConfig() apiserver.Config {
 		ServiceCIDR:      net.IPNet{IP: p.config.ServiceCIDR.Masked().Addr().AsSlice(), Mask: net.CIDRMask(p.config.ServiceCIDR.Bits(), p.config.ServiceCIDR.Addr().BitLen())},
 		NodePorts:        apiserver.PortRange{First: firstNodePort, Last: lastNodePort},
 		ClusterDNS:       p.config.ClusterDNS.AsSlice(),
+		StoreCheck:       p.store.Check,
+		Options:          p.config.API,
+		Extra:            map[string]http.Handler{cli.EncryptionPath: rotation.handler()},
 	}
 }
 
@@ -251,6 +289,9 @@ func (p *controlPlane) start(g *group, listener net.Listener) {
 			g.fail(err)
 		}
 		p.pods.Start(g.ctx.Done())
+	}
+	if p.encryption.follow != nil {
+		g.background(p.encryption.follow)
 	}
 	p.informers.Start(g.ctx.Done())
 	p.extensions.Start(g.ctx.Done())
@@ -275,15 +316,39 @@ func (p *controlPlane) bootstrap(ctx context.Context, g *group) error {
 	g.run("certificates", func(ctx context.Context) error {
 		return p.authority.Maintain(ctx, cli.AdminKubeconfig(p.config.Dir), p.config.Name, url)
 	})
+	if err := p.runOnce(g, "controllers", managerLease, managerUser, p.runControllers); err != nil {
+		return err
+	}
+	if err := p.runOnce(g, "scheduler", schedulerLease, scheduler.UserName, func(ctx context.Context) error {
+		return scheduler.Run(ctx, p.schedulerOptions())
+	}); err != nil {
+		return err
+	}
+	p.config.Ready()
+	g.background(trimAfterStart)
+	return nil
+}
+
+// runOnce runs a part in one server of the cluster: in this one, or, where several share a store, in the one that holds the lease.
+func (p *controlPlane) runOnce(g *group, name, lease, user string, run func(context.Context) error) error {
+	if !p.store.Shared() {
+		g.run(name, run)
+		return nil
+	}
+	e, err := newElection(lease, client.Config(&p.handler, client.User(user, "system:authenticated")), run)
+	if err != nil {
+		return err
+	}
+	g.run(name, e.stand)
+	return nil
+}
+
+func (p *controlPlane) runControllers(ctx context.Context) error {
 	o, err := p.controlOptions()
 	if err != nil {
 		return err
 	}
-	g.run("controllers", func(ctx context.Context) error { return control.Run(ctx, o) })
-	g.run("scheduler", func(ctx context.Context) error { return scheduler.Run(ctx, p.schedulerOptions()) })
-	p.config.Ready()
-	g.background(trimAfterStart)
-	return nil
+	return control.Run(ctx, o)
 }
 
 // readers are the options of an informer factory of its own.

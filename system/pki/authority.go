@@ -30,6 +30,7 @@ const (
 	serviceKeyFile = "service-account.key"
 	apiFile        = "api.pem"
 	tokenFile      = "join-token"
+	oldTokenFile   = "join-token.old"
 	nodesDir       = "nodes"
 )
 

@@ -61,18 +61,30 @@ func (a *Authority) loadToken() error {
 
 // JoinToken is the token that further nodes join with. It stays the same until RotateJoinToken.
 func (a *Authority) JoinToken() (Token, error) {
-	b, err := os.ReadFile(filepath.Join(a.dir, tokenFile))
+	secret, err := readSecret(filepath.Join(a.dir, tokenFile))
 	if err != nil {
 		return Token{}, err
 	}
-	return Token{CAHash: fingerprint(a.serverCA.Leaf), Secret: strings.TrimSpace(string(b))}, nil
+	return Token{CAHash: fingerprint(a.serverCA.Leaf), Secret: secret}, nil
+}
+
+func readSecret(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	return strings.TrimSpace(string(b)), err
 }
 
 // RotateJoinToken makes a new join secret; the old one is refused from then on, also by a running server. Nodes that
-// already joined are not affected.
+// already joined are not affected. The old one is kept for what it has sealed in an external store, until the server starts again.
 func (a *Authority) RotateJoinToken() error {
 	s, err := newSecret()
 	if err != nil {
+		return err
+	}
+	old, err := readSecret(filepath.Join(a.dir, tokenFile))
+	if err == nil {
+		err = writeFile(filepath.Join(a.dir, oldTokenFile), []byte(old+"\n"))
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return writeFile(filepath.Join(a.dir, tokenFile), []byte(s+"\n"))
