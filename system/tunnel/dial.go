@@ -212,7 +212,7 @@ type attempt struct {
 func (r *race) run(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	wait := time.NewTimer(headStart)
+	wait := time.NewTimer(r.hub.headStart)
 	defer wait.Stop()
 	r.start(ctx, false)
 	for r.running > 0 {

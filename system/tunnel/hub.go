@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"k8s.io/apiserver/pkg/authentication/user"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
@@ -30,8 +31,9 @@ const (
 // Hub is the server's end of all tunnels: an http.Handler that takes them, and the dialer that uses them. Its methods may be
 // called concurrently.
 type Hub struct {
-	o      HubOptions
-	vitals vitals
+	o         HubOptions
+	vitals    vitals
+	headStart time.Duration
 
 	mu      sync.Mutex
 	tunnels map[string][]*tunnel // guarded by mu: by node, the newest last
@@ -52,7 +54,7 @@ type HubOptions struct {
 
 // NewHub makes a hub without tunnels.
 func NewHub(o HubOptions) *Hub {
-	return &Hub{o: o, vitals: hubVitals, tunnels: map[string][]*tunnel{}, came: make(chan struct{})}
+	return &Hub{o: o, vitals: hubVitals, headStart: headStart, tunnels: map[string][]*tunnel{}, came: make(chan struct{})}
 }
 
 // ServeHTTP takes a tunnel. The request must have passed authentication: the caller's name, which its certificate gives, is

@@ -263,21 +263,23 @@ func TestWays(t *testing.T) {
 		noRoutes bool
 		toNode   bool
 		through  bool
-		dials    []int32         // direct dials begun after each connection
-		atMost   []time.Duration // each connection
-		atLeast  time.Duration   // the first
+		dials    []int32       // direct dials begun after each connection
+		atLeast  time.Duration // the first
 	}{
 		"direct works":                       {direct: open, address: nodeIP, dials: []int32{1, 2}},
 		"direct works, to the node itself":   {direct: open, address: nodeIP, toNode: true, dials: []int32{1, 2}},
-		"direct is refused":                  {direct: closed, address: nodeIP, through: true, dials: []int32{1, 1}, atMost: []time.Duration{headStart, headStart}},
-		"direct is swallowed":                {direct: swallowed, address: nodeIP, through: true, dials: []int32{1, 1}, atMost: []time.Duration{patience, headStart}, atLeast: headStart},
-		"address translation lies between":   {direct: swallowed, address: "192.0.2.7", through: true, dials: []int32{0, 0}, atMost: []time.Duration{headStart, headStart}},
+		"direct is refused":                  {direct: closed, address: nodeIP, through: true, dials: []int32{1, 1}},
+		"direct is swallowed":                {direct: swallowed, address: nodeIP, through: true, dials: []int32{1, 1}, atLeast: headStart},
+		"address translation lies between":   {direct: swallowed, address: "192.0.2.7", through: true, dials: []int32{0, 0}},
 		"no routes to pods":                  {direct: open, address: nodeIP, noRoutes: true, through: true, dials: []int32{0, 0}},
 		"no routes to pods, but to the node": {direct: open, address: nodeIP, noRoutes: true, toNode: true, dials: []int32{1, 2}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, tc.direct)
 			w.hub.o.PodRoutes = !tc.noRoutes
+			if tc.atLeast == 0 {
+				w.hub.headStart = patience // a busy machine changes nothing
+			}
 			api := listen(t, nodeIP+":0", echo)
 			to := listen(t, podIP+":0", echo)
 			if tc.toNode {
@@ -294,9 +296,6 @@ func TestWays(t *testing.T) {
 				_, through := c.(*conn)
 				require.Equal(t, tc.through, through)
 				require.Equal(t, dials, w.direct.Load())
-				if tc.atMost != nil {
-					require.LessOrEqual(t, took, tc.atMost[i])
-				}
 				if i == 0 {
 					require.GreaterOrEqual(t, took, tc.atLeast)
 				}
@@ -429,12 +428,12 @@ func newWire(t *testing.T, to string) *wire {
 // TestADeadPeer: both ends find out by themselves, and connections that were open break.
 func TestADeadPeer(t *testing.T) {
 	w := newWorld(t, closed)
-	w.hub.vitals = vitals{silence: 100 * time.Millisecond, answer: 100 * time.Millisecond}
+	w.hub.vitals = vitals{silence: 100 * time.Millisecond, answer: 2 * time.Second}
 	wire := newWire(t, w.address)
 	w.register(nodeName, nodeIP, nodeRange.String(), 10250)
 	a := w.agent(10250)
 	a.o.Server = wire.address
-	a.vitals = vitals{silence: 400 * time.Millisecond, answer: 100 * time.Millisecond}
+	a.vitals = vitals{silence: 400 * time.Millisecond, answer: 2 * time.Second}
 	w.run(a)
 	w.hub.await(t, 1)
 	c := dial(t, w.hub, listen(t, podIP+":0", echo))
