@@ -25,7 +25,7 @@ const (
 	protoType = "application/vnd.kubernetes.protobuf"
 
 	// badRequests is how many are sent, over badClients connections.
-	badRequests, badClients = 4_000, 8
+	badRequests, badClients = 2_000, 8
 	// heapGrowthBytes is what the heap may have grown after them.
 	heapGrowthBytes = 8 << 20
 )

@@ -19,16 +19,21 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/controller/status"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilversion "k8s.io/apimachinery/pkg/version"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
+	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	"k8s.io/kube-openapi/pkg/validation/spec"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
 )
 
 type resourceManager = aggregated.ResourceManager
@@ -64,7 +69,7 @@ func newCustomResources(c *Config, client crdclient.Interface, admit admission.I
 		return nil, err
 	}
 	r := &customResources{
-		handler:  h,
+		handler:  refuseProtobuf(h),
 		root:     d.root,
 		named:    d.named.WithSource(aggregated.CRDSource),
 		groups:   map[string]http.Handler{},
@@ -273,4 +278,19 @@ func (r *customResources) serveDiscovery(w http.ResponseWriter, req *http.Reques
 	}
 	h.ServeHTTP(w, req)
 	return true
+}
+
+// refuseProtobuf answers 415 to bodies in protobuf, which custom resources do not have. Upstream's handler takes the media
+// type for the sake of other objects (scales, delete options) and falls over a custom resource in it.
+func refuseProtobuf(h http.Handler) http.Handler {
+	err := negotiation.NewUnsupportedMediaTypeError([]string{runtime.ContentTypeJSON, runtime.ContentTypeYAML})
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		info, ok := apirequest.RequestInfoFrom(req.Context())
+		writes := req.Method == http.MethodPost || req.Method == http.MethodPut
+		if ok && writes && info.Subresource != "scale" && strings.HasPrefix(req.Header.Get("Content-Type"), runtime.ContentTypeProtobuf) {
+			responsewriters.ErrorNegotiated(err, legacyscheme.Codecs, schema.GroupVersion{Group: info.APIGroup, Version: info.APIVersion}, w, req)
+			return
+		}
+		h.ServeHTTP(w, req)
+	})
 }
