@@ -12,7 +12,9 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -198,32 +200,51 @@ func work(said string, orders io.Reader, answers io.Writer) error {
 	return s.stop()
 }
 
-// daemons are processes that run until they are stopped, in the opposite order.
-type daemons []*exec.Cmd
+// daemon is a process that runs until it is stopped.
+type daemon struct {
+	cmd      *exec.Cmd
+	stopping atomic.Bool
+	ended    chan struct{}
+}
 
-// add starts a program; what it says goes to a file of its own.
+// daemons are stopped in the opposite order of their start.
+type daemons []*daemon
+
+// add starts a program; what it says goes to a file of its own. When it ends by itself (upstream's controllers and scheduler
+// do so where they are too slow to keep their lease) then so does the whole machine, and with it the load: a measurement of
+// what is left would be wrong.
 func (d *daemons) add(log, program string, args ...string) error {
 	f, err := os.Create(log)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	cmd := exec.Command(program, args...)
-	cmd.Stdout, cmd.Stderr = f, f
-	if err := cmd.Start(); err != nil {
+	one := &daemon{cmd: exec.Command(program, args...), ended: make(chan struct{})}
+	one.cmd.Stdout, one.cmd.Stderr = f, f
+	if err := one.cmd.Start(); err != nil {
 		return err
 	}
-	*d = append(*d, cmd)
+	*d = append(*d, one)
+	go func() {
+		err := one.cmd.Wait()
+		if !one.stopping.Load() {
+			fmt.Fprintf(os.Stderr, "%s ended by itself: %v\n", program, err)
+			os.Exit(1)
+		}
+		close(one.ended)
+	}()
 	return nil
 }
 
-// stop ends all of them; who does not end when asked is killed.
+// stop ends all of them; who does not end when asked is killed. How one ends does not matter: nothing of it is kept.
 func (d *daemons) stop() error {
-	for i := len(*d) - 1; i >= 0; i-- {
-		cmd := (*d)[i]
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		kill := time.AfterFunc(grace/4, func() { _ = cmd.Process.Kill() })
-		_ = cmd.Wait() // how it ends does not matter: nothing of it is kept
+	for _, one := range *d {
+		one.stopping.Store(true)
+	}
+	for _, one := range slices.Backward(*d) {
+		_ = one.cmd.Process.Signal(syscall.SIGTERM)
+		kill := time.AfterFunc(grace/4, func() { _ = one.cmd.Process.Kill() })
+		<-one.ended
 		kill.Stop()
 	}
 	*d = nil

@@ -131,7 +131,7 @@ func (m *machine) close() error {
 		for m.out.Scan() { // until its first process ended: then all have
 		}
 		if err := m.cmd.Wait(); err != nil {
-			errs = append(errs, fmt.Errorf("stopping %s: %w", m.Side, err))
+			errs = append(errs, fmt.Errorf("the machine of %s did not end well: %w (see machine.log in %s)", m.Side, err, m.logs))
 		}
 		kill.Stop()
 	}
@@ -189,20 +189,26 @@ func (m *machine) dial(ctx context.Context, network, address string) (c net.Conn
 	return c, err
 }
 
-// run runs a program of ours in the machine's network, but outside of its control groups, and gives its output, also where it failed.
-func (m *machine) run(ctx context.Context, program string, args ...string) ([]byte, error) {
+// run runs a program of ours in the machine's network, but outside of its control groups, and gives each line that it says.
+func (m *machine) run(ctx context.Context, line func([]byte) error, program string, args ...string) error {
 	cmd := exec.CommandContext(ctx, program, args...)
 	politely(cmd)
 	cmd.Stderr = os.Stderr
-	var out strings.Builder
-	cmd.Stdout = &out
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
 	if err := m.inNetwork(cmd.Start); err != nil {
-		return nil, err
+		return err
+	}
+	var bad error
+	for s := bufio.NewScanner(out); s.Scan(); {
+		bad = errors.Join(bad, line(s.Bytes()))
 	}
 	if err := cmd.Wait(); err != nil {
-		return []byte(out.String()), fmt.Errorf("%s against %s: %w", filepath.Base(program), m.Side, err)
+		return fmt.Errorf("%s against %s: %w", filepath.Base(program), m.Side, err)
 	}
-	return []byte(out.String()), nil
+	return bad
 }
 
 // cpuCgroup is the directory that counts the processor time of the whole side.

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -272,25 +270,26 @@ func (out *results) operation(r load.Result, label, side string) {
 	out.cost(name+": p99 (ms)", side, ms(r.P99))
 }
 
-// load runs a load and reads its results.
+// load runs a load and reads its results as they come.
 func (c config) load(ctx context.Context, m *machine, program string, watched load.Groups, args ...string) ([]load.Result, error) {
 	before := m.groups()
-	said, failed := m.run(ctx, c.bin(program), append(args, "-json", "-kubeconfig", m.kubeconfig(), "-pids", pidsFlag(watched))...)
+	var out []load.Result
+	line := func(said []byte) error {
+		var r load.Result
+		if err := json.Unmarshal(said, &r); err != nil {
+			return err
+		}
+		out = append(out, r)
+		fmt.Fprintf(os.Stderr, "    %s\n", r)
+		return nil
+	}
+	if err := m.run(ctx, line, c.bin(program), append(args, "-json", "-kubeconfig", m.kubeconfig(), "-pids", pidsFlag(watched))...); err != nil {
+		return nil, err
+	}
 	if err := sameProcesses(before, m.groups()); err != nil {
 		return nil, fmt.Errorf("%s: %w (see %s)", m.Side, err, m.logs)
 	}
-	var out []load.Result
-	for s := bufio.NewScanner(bytes.NewReader(said)); s.Scan(); {
-		var r load.Result
-		if err := json.Unmarshal(s.Bytes(), &r); err != nil {
-			return nil, err
-		}
-		out = append(out, r)
-		if r.Ops > 0 {
-			fmt.Fprintf(os.Stderr, "    %s\n", r)
-		}
-	}
-	return out, failed
+	return out, nil
 }
 
 // sameProcesses makes an error of a server that ended during a load: what it had spent would be missing.
