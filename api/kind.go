@@ -31,7 +31,8 @@ type Kind struct {
 
 	store       *store.Store
 	transformer value.Transformer // nil: stored as it is
-	prefix      string            // key prefix with the final slash: /registry/pods/
+	codec       *tableCodec
+	prefix      string // key prefix with the final slash: /registry/pods/
 	form        form
 	attrs       storage.AttrFunc // labels and selectable fields of an object of the form's version; nil where nobody selects
 }
@@ -39,8 +40,9 @@ type Kind struct {
 // A form converts between what the table holds and what the REST storage works with.
 // Both directions give private copies.
 type form interface {
-	// toStored gives the versioned, defaulted object that the table may own.
-	toStored(obj runtime.Object) (runtime.Object, error)
+	// toStored gives the versioned, defaulted object that the table may own, and its plain encoding. It takes obj over: nobody may
+	// rely on what obj holds afterwards.
+	toStored(obj runtime.Object) (runtime.Object, []byte, error)
 	// fromStored gives an object that the REST storage may own, of the version it works with.
 	fromStored(rec *store.Record) (runtime.Object, error)
 }
@@ -112,10 +114,10 @@ type hubForm struct {
 	decode func([]byte) (runtime.Object, error)
 }
 
-func (f *hubForm) toStored(obj runtime.Object) (runtime.Object, error) {
-	out, err := f.scheme.UnsafeConvertToVersion(obj.DeepCopyObject(), f.stored.GroupVersion())
+func (f *hubForm) toStored(obj runtime.Object) (runtime.Object, []byte, error) {
+	out, err := f.scheme.UnsafeConvertToVersion(obj, f.stored.GroupVersion())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	f.scheme.Default(out)
 	out.GetObjectKind().SetGroupVersionKind(f.stored)
@@ -123,9 +125,10 @@ func (f *hubForm) toStored(obj runtime.Object) (runtime.Object, error) {
 	// stored precision, empty lists are absent).
 	data, err := f.encode(out)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return f.decode(data)
+	out, err = f.decode(data)
+	return out, data, err
 }
 
 func (f *hubForm) fromStored(rec *store.Record) (runtime.Object, error) {
@@ -139,12 +142,17 @@ type codecForm struct {
 	gvk   schema.GroupVersionKind // that the storage works with
 }
 
-func (f *codecForm) toStored(obj runtime.Object) (runtime.Object, error) {
+func (f *codecForm) toStored(obj runtime.Object) (runtime.Object, []byte, error) {
 	data, err := runtime.Encode(f.codec, obj)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return decodeUnstructured(data)
+	tree := &unstructured.Unstructured{}
+	if err := tree.UnmarshalJSON(data); err != nil {
+		return nil, nil, err
+	}
+	data, err = tree.MarshalJSON()
+	return tree, data, err
 }
 
 func (f *codecForm) fromStored(rec *store.Record) (runtime.Object, error) {
@@ -179,8 +187,16 @@ var _ store.Codec = (*tableCodec)(nil)
 
 func (c *tableCodec) Encode(ctx context.Context, key string, obj runtime.Object) ([]byte, error) {
 	data, err := c.encode(obj)
-	if err != nil || c.transformer == nil {
-		return data, err
+	if err != nil {
+		return nil, err
+	}
+	return c.seal(ctx, key, data)
+}
+
+// seal encrypts an encoding where the resource is encrypted.
+func (c *tableCodec) seal(ctx context.Context, key string, data []byte) ([]byte, error) {
+	if c.transformer == nil {
+		return data, nil
 	}
 	return c.transformer.TransformToStorage(ctx, data, value.DefaultContext(key))
 }

@@ -199,6 +199,7 @@ func (r *Registry) openAlone(config *storagebackend.ConfigForResource, resourceP
 	kind := &Kind{Resource: config.GroupResource, store: r.store, prefix: KeyRoot + resourcePrefix + "/", attrs: attrs,
 		transformer: r.transformers(config.GroupResource)}
 	codec := &tableCodec{transformer: kind.transformer}
+	kind.codec = codec
 	if isUnstructured(example) {
 		kind.Stored = example.GetObjectKind().GroupVersionKind()
 		kind.form = &codecForm{config.Codec, kind.Stored}

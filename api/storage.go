@@ -68,11 +68,14 @@ func (s *Storage) Create(ctx context.Context, key string, obj, out runtime.Objec
 	if err := s.versioner.PrepareObjectForStorage(obj); err != nil {
 		return fmt.Errorf("prepare object for storage: %w", err)
 	}
-	stored, err := s.kind.form.toStored(obj)
+	stored, data, err := s.kind.form.toStored(obj)
 	if err != nil {
 		return err
 	}
-	recs, err := s.commit(ctx, store.Op{Table: s.kind.Table, Key: full, Object: stored, TTL: seconds(ttl)})
+	if data, err = s.kind.codec.seal(ctx, full, data); err != nil {
+		return err
+	}
+	recs, err := s.commit(ctx, store.Op{Table: s.kind.Table, Key: full, Object: stored, Value: data, TTL: seconds(ttl)})
 	if err != nil {
 		var conflict *store.ConflictError
 		if errors.As(err, &conflict) {
@@ -80,7 +83,7 @@ func (s *Storage) Create(ctx context.Context, key string, obj, out runtime.Objec
 		}
 		return err
 	}
-	return s.into(out, recs[0])
+	return s.result(ctx, out, recs[0])
 }
 
 // commit writes and translates the store's own failures; a *store.ConflictError stays what it is.
@@ -230,8 +233,8 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 		if err := ctx.Err(); err != nil {
 			return storage.NewTimeoutError(full, "request did not complete within requested timeout")
 		}
-		stored, ttl, err := s.try(full, u.rec, ignoreNotFound, preconditions, tryUpdate)
-		idle := err == nil && u.rec != nil && unchanged(stored, u.rec) && !s.kind.stale(ctx, u.rec)
+		stored, data, ttl, err := s.try(full, u.rec, ignoreNotFound, preconditions, tryUpdate)
+		idle := err == nil && u.rec != nil && s.unchanged(stored, data, u.rec) && !s.kind.stale(ctx, u.rec)
 		if err != nil || idle {
 			again, unsure := u.outdated(ctx)
 			switch {
@@ -242,9 +245,12 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 			case err != nil:
 				return err
 			}
-			return s.into(destination, u.rec)
+			return s.result(ctx, destination, u.rec)
 		}
-		op := store.Op{Table: s.kind.Table, Key: full, Object: stored, TTL: ttl}
+		if data, err = s.kind.codec.seal(ctx, full, data); err != nil {
+			return err
+		}
+		op := store.Op{Table: s.kind.Table, Key: full, Object: stored, Value: data, TTL: ttl}
 		if u.rec != nil {
 			op.Expect = u.rec.Revision
 		}
@@ -257,35 +263,36 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 		if err != nil {
 			return err
 		}
-		return s.into(destination, recs[0])
+		return s.result(ctx, destination, recs[0])
 	}
 }
 
-// try runs one round of an update and gives the object to store and the time it has left to live (zero: for ever).
+// try runs one round of an update and gives the object to store, its plain encoding and the time it has left to live
+// (zero: for ever).
 func (s *Storage) try(key string, rec *store.Record, ignoreNotFound bool, preconditions *storage.Preconditions,
-	tryUpdate storage.UpdateFunc) (runtime.Object, time.Duration, error) {
+	tryUpdate storage.UpdateFunc) (runtime.Object, []byte, time.Duration, error) {
 	current, res, left, err := s.current(key, rec, ignoreNotFound)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
 	if err := preconditions.Check(key, current); err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
 	updated, newTTL, err := tryUpdate(current, res)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
 	if err := s.versioner.PrepareObjectForStorage(updated); err != nil {
-		return nil, 0, fmt.Errorf("prepare object for storage: %w", err)
+		return nil, nil, 0, fmt.Errorf("prepare object for storage: %w", err)
 	}
-	stored, err := s.kind.form.toStored(updated)
+	stored, data, err := s.kind.form.toStored(updated)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
 	if newTTL != nil {
 		left = seconds(*newTTL)
 	}
-	return stored, left, nil
+	return stored, data, left, nil
 }
 
 // current gives a private copy of the object to update, or an empty one where the caller accepts absence.
@@ -309,8 +316,11 @@ func (s *Storage) current(key string, rec *store.Record, ignoreNotFound bool) (r
 	return obj, res, left, nil
 }
 
-// unchanged reports whether an update would store what is stored already.
-func unchanged(updated runtime.Object, rec *store.Record) bool {
+// unchanged reports whether an update would store what is stored already. data is the plain encoding of updated.
+func (s *Storage) unchanged(updated runtime.Object, data []byte, rec *store.Record) bool {
+	if s.kind.codec.transformer == nil && !rec.EncodedAs(data) {
+		return false
+	}
 	m, err := meta.Accessor(updated)
 	if err != nil {
 		return false

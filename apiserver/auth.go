@@ -58,7 +58,7 @@ func newIdentity(ctx context.Context, c *Config, client kubernetes.Interface) (*
 	if err != nil {
 		return nil, err
 	}
-	id.decisions = newDecisions(decide, c.Registry, !isDefaultAuthorization(c.Options.Authorization))
+	id.decisions = newDecisions(decide, c.Registry, !isDefaultAuthorization(c.options().Authorization))
 	id.authorizer, id.rules = id.decisions, rules
 	return id, nil
 }

@@ -117,7 +117,7 @@ func (t *Table) applyLocked(w *Write) Event {
 		if had {
 			ev.Type = Modified
 		}
-		r.Object, r.Expires, r.size = w.op.object, w.Expires, int64(len(w.Value))
+		r.Object, r.Expires, r.size, r.sum = w.op.object, w.Expires, int64(len(w.Value)), fingerprint(w.Value)
 		mustSetRevision(r)
 	case had:
 		ev.Type = Deleted

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"hash/maphash"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -17,6 +18,18 @@ type Record struct {
 	Expires time.Time
 
 	size      int64  // encoded bytes, as the engine keeps them
+	sum       uint64 // fingerprint of the encoding
 	hash      uint64 // of the object as published; set by the mutation detector only
 	encodings encodingSet
 }
+
+// EncodedAs says whether an encoding may be the one that the engine keeps for this record: it is sure when it is not, by a
+// fingerprint of 64 bits otherwise.
+func (r *Record) EncodedAs(value []byte) bool {
+	return r.size == int64(len(value)) && r.sum == fingerprint(value)
+}
+
+// fingerprints are of this process only.
+var fingerprints = maphash.MakeSeed()
+
+func fingerprint(value []byte) uint64 { return maphash.Bytes(fingerprints, value) }

@@ -189,7 +189,7 @@ func (s *Store) load(ctx context.Context, o TableOptions) (*Table, error) {
 		if err := setRevision(obj, e.Revision); err != nil {
 			return &CorruptError{Key: e.Key, Err: err}
 		}
-		r := &Record{Key: e.Key, Object: obj, Revision: e.Revision, CreateRevision: e.CreateRevision, Expires: e.Expires, size: int64(len(e.Value))}
+		r := &Record{Key: e.Key, Object: obj, Revision: e.Revision, CreateRevision: e.CreateRevision, Expires: e.Expires, size: int64(len(e.Value)), sum: fingerprint(e.Value)}
 		s.finish(r)
 		t.tree.Set(r.Key, r)
 		t.revision = max(t.revision, r.Revision)

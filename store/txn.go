@@ -20,6 +20,9 @@ type Op struct {
 	// Object to store; nil deletes the key. It belongs to the store from the call of Txn on, also when Txn fails; its resourceVersion
 	// is ignored and set.
 	Object runtime.Object
+	// Value is what the table's codec would make of Object, for a caller who has it already; nil: the codec is asked. It belongs to the
+	// store from the call of Txn on.
+	Value []byte
 	// Expect is the revision that the key must have; 0: the key must not exist.
 	Expect int64
 	// TTL after which the object is deleted by itself; 0: never. Ignored for a deletion.
@@ -102,11 +105,13 @@ func (s *Store) propose(ctx context.Context, ops []Op) (*Proposal, error) {
 		if err := setRevision(op.Object, 0); err != nil {
 			return nil, fmt.Errorf("store: %s: %w", op.Key, err)
 		}
-		value, err := op.Table.codec.Encode(ctx, op.Key, op.Object)
-		if err != nil {
-			return nil, fmt.Errorf("store: encode %s: %w", op.Key, err)
+		if w.Value = op.Value; w.Value == nil {
+			value, err := op.Table.codec.Encode(ctx, op.Key, op.Object)
+			if err != nil {
+				return nil, fmt.Errorf("store: encode %s: %w", op.Key, err)
+			}
+			w.Value = value
 		}
-		w.Value = value
 		if op.TTL > 0 {
 			w.Expires = s.clock.Now().Add(op.TTL).Round(0)
 		}
