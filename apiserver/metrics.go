@@ -150,13 +150,14 @@ type readMetrics struct {
 }
 
 type seriesKey struct {
-	kind        *api.Kind
-	verb, scope string
+	kind                     *api.Kind
+	verb, subresource, scope string
 }
 
 // readSeries are the children of one verb on one kind.
 type readSeries struct {
 	labels        []string // of request_total, without the code
+	success       int      // the code that succeeded counts
 	succeeded     metrics.CounterMetric
 	self          metrics.CounterMetric
 	running       metrics.GaugeMetric   // nil unless a watch
@@ -179,7 +180,7 @@ func (m *readMetrics) forget() {
 
 // find gives the series of a request.
 func (m *readMetrics) find(kind *api.Kind, info *apirequest.RequestInfo) *readSeries {
-	key := seriesKey{kind, info.Verb, endpointmetrics.CleanScope(info)}
+	key := seriesKey{kind, info.Verb, info.Subresource, endpointmetrics.CleanScope(info)}
 	m.mu.RLock()
 	s := m.series[key]
 	m.mu.RUnlock()
@@ -194,14 +195,19 @@ func (m *readMetrics) find(kind *api.Kind, info *apirequest.RequestInfo) *readSe
 }
 
 func (v *requestVectors) series(key seriesKey) *readSeries {
-	verb := map[string]string{"get": "GET", "list": "LIST", "watch": "WATCH"}[key.verb]
+	verb := map[string]string{"get": "GET", "list": "LIST", "watch": "WATCH", "create": "POST", "patch": "PATCH"}[key.verb]
+	success := http.StatusOK
+	if verb == "POST" {
+		success = http.StatusCreated
+	}
 	group, version, resource := key.kind.Stored.Group, key.kind.Stored.Version, key.kind.Resource.Resource
-	plain := []string{verb, group, version, resource, "", key.scope, endpointmetrics.APIServerComponent}
-	full := []string{verb, "", group, version, resource, "", key.scope, endpointmetrics.APIServerComponent}
+	plain := []string{verb, group, version, resource, key.subresource, key.scope, endpointmetrics.APIServerComponent}
+	full := []string{verb, "", group, version, resource, key.subresource, key.scope, endpointmetrics.APIServerComponent}
 	s := &readSeries{
 		labels:    full,
-		succeeded: v.total.WithLabelValues(append(full[:len(full):len(full)], "200")...),
-		self:      v.self.WithLabelValues(verb, group, resource, ""),
+		success:   success,
+		succeeded: v.total.WithLabelValues(append(full[:len(full):len(full)], strconv.Itoa(success))...),
+		self:      v.self.WithLabelValues(verb, group, resource, key.subresource),
 		duration:  v.duration.WithLabelValues(full...),
 		sli:       v.sli.WithLabelValues(plain...),
 	}
@@ -274,7 +280,7 @@ func (m *measured) done() {
 	if s == nil {
 		return
 	}
-	if m.status == http.StatusOK {
+	if m.status == s.success {
 		s.succeeded.Inc()
 	} else {
 		m.vectors.total.WithLabelValues(append(s.labels[:len(s.labels):len(s.labels)], strconv.Itoa(m.status))...).Inc()

@@ -117,7 +117,11 @@ func New(ctx context.Context, config Config) (*Server, error) {
 		return nil, err
 	}
 	filters := &chain{config: c, id: s.id, flow: s.flow, auditing: s.auditing, end: s.end}
-	reads := &reader{registry: c.Registry, next: s.newRouter(in), metrics: s.reads, audited: s.auditing.backend != nil}
+	writes, err := s.newWriter(in)
+	if err != nil {
+		return nil, err
+	}
+	reads := &reader{registry: c.Registry, next: writes, metrics: s.reads, audited: s.auditing.backend != nil}
 	s.handler = filters.wrap(reads, legacyscheme.Codecs)
 	fast := &fastReads{
 		reader: reads, authn: s.id.byCertificate, decisions: s.id.decisions, inflight: &s.flow.inflight.reads, attempts: findAuthenticationCounts(),

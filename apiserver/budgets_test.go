@@ -1,0 +1,75 @@
+package apiserver_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// budgetsFile holds, line by line, an operation and how many allocations it may cost, tab between them: of the whole pipeline behind
+// the socket, the request's making and the store's commit. Who makes an operation dearer has to say so there.
+const budgetsFile = "testdata/budgets.tsv"
+
+// budgetRuns is over how many runs an operation is measured.
+const budgetRuns = 200
+
+// operations are what budgets are for; each is called with the number of its run.
+func operations(t *testing.T, c *cluster) map[string]func(i int) {
+	ns, err := c.CoreV1().Namespaces().Create(context.Background(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "budget-"}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	_, err = c.CoreV1().ServiceAccounts(ns.Name).Create(context.Background(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "bench"}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	root := "/api/v1/namespaces/" + ns.Name
+	send(t, c, http.MethodPost, root+"/pods", runtime.ContentTypeProtobuf, encodeProto(t, benchPod("patched")))
+	send(t, c, http.MethodPost, root+"/configmaps", runtime.ContentTypeProtobuf, encodeProto(t, configMap("patched", nil)))
+	return map[string]func(i int){
+		"create ConfigMap": func(i int) {
+			send(t, c, http.MethodPost, root+"/configmaps", runtime.ContentTypeProtobuf, encodeProto(t, configMap(fmt.Sprintf("m%d", i), nil)))
+		},
+		"create Pod": func(i int) {
+			send(t, c, http.MethodPost, root+"/pods", runtime.ContentTypeProtobuf, encodeProto(t, benchPod(fmt.Sprintf("p%d", i))))
+		},
+		"patch Pod status": func(i int) {
+			body := fmt.Sprintf(`{"status":{"phase":"Running","message":"%d","conditions":[{"type":"Ready","status":"True","lastTransitionTime":"2026-01-01T00:00:00Z"}]}}`, i)
+			send(t, c, http.MethodPatch, root+"/pods/patched/status", string(types.StrategicMergePatchType), []byte(body))
+		},
+		"patch ConfigMap": func(i int) {
+			send(t, c, http.MethodPatch, root+"/configmaps/patched", string(types.MergePatchType), fmt.Appendf(nil, `{"data":{"other":"%d"}}`, i))
+		},
+	}
+}
+
+func TestBudgets(t *testing.T) {
+	file, err := os.Open(budgetsFile)
+	require.NoError(t, err)
+	defer file.Close()
+	todo := operations(t, theCluster(t))
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		name, limit, ok := strings.Cut(lines.Text(), "\t")
+		require.True(t, ok, "%q has no tab", lines.Text())
+		budget, err := strconv.Atoi(limit)
+		require.NoError(t, err)
+		do := todo[name]
+		require.NotNil(t, do, "no operation is called %q", name)
+		delete(todo, name)
+		t.Run(name, func(t *testing.T) {
+			i := 0
+			got := testing.AllocsPerRun(budgetRuns, func() { i++; do(i) })
+			t.Logf("%.0f of %d allocations", got, budget)
+			require.LessOrEqual(t, int(got), budget, "allocations of an operation: make it cheaper, or its line in %s larger and say why", budgetsFile)
+			require.Greater(t, int(got), budget/2, "the budget is far too large: lower it in %s", budgetsFile)
+		})
+	}
+	require.Empty(t, todo, "operations without a budget")
+}

@@ -1,0 +1,242 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/endpoints/handlers"
+	requestmetrics "k8s.io/apiserver/pkg/endpoints/handlers/metrics"
+	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
+	"sigs.k8s.io/structured-merge-diff/v6/typed"
+
+	"knarr/api"
+	"knarr/apiserver/ownership"
+)
+
+// writeTimeout bounds a write below the bound of the request, as upstream's handlers.
+const writeTimeout = 34 * time.Second
+
+// writer answers the creates and patches that a cluster does most, with the same results as upstream's handlers: the same decoders,
+// defaults, conversions, admission and REST storage types, but with managed fields and patches of our own, no copies that nobody
+// needs, and an answer from the stored record's shared bytes. Whatever is out of the ordinary goes to upstream's handlers before
+// anything was done.
+type writer struct {
+	next      http.Handler
+	metrics   *readMetrics
+	admit     admission.Interface
+	resources map[hotName]*hot
+	// audited says that a policy may want requests recorded, which upstream's handlers do.
+	audited bool
+}
+
+// hotName is a resource, or one's subresource.
+type hotName struct {
+	schema.GroupVersionResource
+	subresource string
+}
+
+// hot is a resource that is written often. Its REST storage hands stored objects on as they are.
+type hot struct {
+	hotName
+	kind    *api.Kind
+	hub     schema.GroupVersion
+	storage rest.Storage
+	scope   *handlers.RequestScope // what admission plugins may ask
+	// namespaced says that the resource's objects live in namespaces.
+	namespaced bool
+	// owner makes the manager of managed fields at the first write, since that needs the schema of all kinds.
+	owner func() (*ownership.Manager, error)
+}
+
+// hotResources are the resources whose writes take the writer's way.
+var hotResources = []hotName{
+	{schema.GroupVersionResource{Version: "v1", Resource: "pods"}, ""},
+	{schema.GroupVersionResource{Version: "v1", Resource: "pods"}, "status"},
+	{schema.GroupVersionResource{Version: "v1", Resource: "nodes"}, "status"},
+	{schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}, ""},
+	{schema.GroupVersionResource{Version: "v1", Resource: "secrets"}, ""},
+	{schema.GroupVersionResource{Version: "v1", Resource: "events"}, ""},
+	{schema.GroupVersionResource{Group: "events.k8s.io", Version: "v1", Resource: "events"}, ""},
+	{schema.GroupVersionResource{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}, ""},
+	{schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}, ""},
+	{schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"}, ""},
+	{schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}, ""},
+}
+
+// addHot remembers the hot ones among the resources of a group version.
+func (w *writer) addHot(registry *api.Registry, in *installer, gv schema.GroupVersion, storages map[string]rest.Storage) error {
+	for _, name := range hotResources {
+		if name.GroupVersion() != gv {
+			continue
+		}
+		path := name.Resource
+		if name.subresource != "" {
+			path += "/" + name.subresource
+		}
+		kind := registry.Kind(name.GroupResource())
+		if storages[path] == nil || kind == nil || !kind.Plain() || kind.Stored.GroupVersion() != gv {
+			continue
+		}
+		h := &hot{hotName: name, kind: kind, storage: storages[path], scope: hotScope(in, kind, name)}
+		scoper, ok := storages[name.Resource].(rest.Scoper)
+		h.namespaced = ok && scoper.NamespaceScoped()
+		h.owner = sync.OnceValues(func() (*ownership.Manager, error) { return h.newOwner(in.types) })
+		kinds, _, err := legacyscheme.Scheme.ObjectKinds(h.storage.New())
+		if err != nil {
+			return err
+		}
+		h.hub = kinds[0].GroupVersion()
+		w.resources[name] = h
+	}
+	return nil
+}
+
+func hotScope(in *installer, kind *api.Kind, name hotName) *handlers.RequestScope {
+	scheme := legacyscheme.Scheme
+	return &handlers.RequestScope{Serializer: legacyscheme.Codecs, Creater: scheme, Convertor: scheme, Defaulter: scheme, Typer: scheme,
+		UnsafeConvertor: runtime.UnsafeObjectConvertor(scheme), Authorizer: in.authorizer, EquivalentResourceMapper: in.equivalents,
+		Resource: name.GroupVersionResource, Subresource: name.subresource, Kind: kind.Stored}
+}
+
+// newOwner makes the manager of the managed fields of a resource.
+func (h *hot) newOwner(types managedfields.TypeConverter) (*ownership.Manager, error) {
+	example, err := legacyscheme.Scheme.New(h.kind.Stored)
+	if err != nil {
+		return nil, err
+	}
+	example.GetObjectKind().SetGroupVersionKind(h.kind.Stored)
+	value, err := types.ObjectToTyped(example, typed.AllowDuplicates)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := h.storage.(rest.ResetFieldsFilterStrategy); ok {
+		return nil, fmt.Errorf("%s filters its fields in a way of its own", h.Resource)
+	}
+	gv := h.kind.Stored.GroupVersion()
+	var reset *fieldpath.Set
+	if s, ok := h.storage.(rest.ResetFieldsStrategy); ok {
+		reset = s.GetResetFields()[fieldpath.APIVersion(gv.String())]
+	}
+	return ownership.New(example, value, gv, h.subresource, reset)
+}
+
+// change is one request on the writer's way.
+type change struct {
+	*hot
+	writer          *writer
+	info            *apirequest.RequestInfo
+	format          format
+	manager         string
+	fieldManager    string
+	fieldValidation string
+	user            user.Info
+	contentType     string
+	body            []byte
+	owners          *ownership.Manager
+	// refused is set when the last try turned out to be one for upstream's handlers; nothing was written then.
+	refused bool
+}
+
+// errRefused ends a write that upstream's handlers have to do.
+var errRefused = errors.New("for upstream's handlers")
+
+// refuse gives the write to upstream's handlers.
+func (wr *change) refuse() error {
+	wr.refused = true
+	return errRefused
+}
+
+// ServeHTTP implements http.Handler.
+func (w *writer) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
+	wr := w.accept(req)
+	if wr == nil || !wr.read(req) || !wr.serve(rw, req) {
+		w.next.ServeHTTP(rw, req)
+	}
+}
+
+// serve does the write and answers; false leaves both to upstream's handlers.
+func (wr *change) serve(rw http.ResponseWriter, req *http.Request) bool {
+	ctx, cancel := context.WithTimeout(req.Context(), writeTimeout)
+	defer cancel()
+	outcome := &api.Outcome{Kind: wr.kind}
+	ctx = api.WithOutcome(apirequest.WithNamespace(ctx, wr.info.Namespace), outcome)
+	var result runtime.Object
+	var err error
+	code := http.StatusOK
+	if wr.info.Verb == "create" {
+		code = http.StatusCreated
+		result, err = wr.create(ctx)
+	} else {
+		result, err = wr.patch(ctx)
+	}
+	if err != nil && (wr.refused || isTooLarge(err)) {
+		req.Body = io.NopCloser(bytes.NewReader(wr.body))
+		return false
+	}
+	wr.answer(rw, req, code, outcome, result, err)
+	return true
+}
+
+// answer sends the result.
+func (wr *change) answer(rw http.ResponseWriter, req *http.Request, code int, outcome *api.Outcome, result runtime.Object, err error) {
+	counted := wr.writer.metrics.begin(rw, req, wr.kind, wr.info)
+	defer counted.done()
+	verb := requestmetrics.Patch
+	if code == http.StatusCreated {
+		verb = requestmetrics.Create
+	}
+	requestmetrics.RecordRequestBodySize(req.Context(), wr.GroupResource(), verb, len(wr.body))
+	gv := wr.kind.Stored.GroupVersion()
+	if err == nil && outcome.Record == nil {
+		responsewriters.WriteObjectNegotiated(legacyscheme.Codecs, wr.scope, gv, counted, req, code, result, false)
+		return
+	}
+	if err == nil {
+		var head, body, tail []byte
+		if head, body, tail, err = wr.format.parts(nil, outcome.Record, wr.kind.Stored); err == nil {
+			err = write(&answering{counted, code}, req, wr.format.contentType(), slices.Concat(head, body, tail))
+		}
+	}
+	if err != nil {
+		responsewriters.ErrorNegotiated(err, legacyscheme.Codecs, gv, counted, req)
+	}
+}
+
+// answering is a response writer whose status is another than 200.
+type answering struct {
+	http.ResponseWriter
+	code int
+}
+
+// Write implements http.ResponseWriter.
+func (a *answering) Write(data []byte) (int, error) {
+	if a.code != 0 {
+		a.WriteHeader(a.code)
+		a.code = 0
+	}
+	return a.ResponseWriter.Write(data)
+}
+
+// isTooLarge tells errors after which upstream tries again without managed fields.
+func isTooLarge(err error) bool {
+	return err != nil && (apierrors.IsRequestEntityTooLargeError(err) || strings.Contains(err.Error(), "request is too large") ||
+		strings.Contains(err.Error(), "ResourceExhausted"))
+}

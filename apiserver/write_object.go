@@ -1,0 +1,219 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/endpoints/handlers"
+	"k8s.io/apiserver/pkg/endpoints/handlers/fieldmanager"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/apiserver/pkg/warning"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"knarr/apiserver/patching"
+)
+
+func schemaResource(info *apirequest.RequestInfo) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: info.APIGroup, Version: info.APIVersion, Resource: info.Resource}
+}
+
+// create does what upstream's handler of creates does, in its order.
+// Source: createHandler in k8s.io/apiserver/pkg/endpoints/handlers/create.go.
+func (wr *change) create(ctx context.Context) (runtime.Object, error) {
+	obj, err := wr.decode()
+	if err != nil {
+		return nil, wr.refuse()
+	}
+	acc, err := meta.Accessor(obj)
+	if err != nil || acc.GetManagedFields() != nil || repeatsOwner(acc.GetOwnerReferences()) {
+		return nil, wr.refuse()
+	}
+	rest.WipeObjectMetaSystemFields(acc)
+	if rest.EnsureObjectNamespaceMatchesRequestNamespace(rest.ExpectedNamespaceForResource(wr.info.Namespace, wr.GroupVersionResource), acc) != nil {
+		return nil, wr.refuse()
+	}
+	hub, err := wr.own(nil, obj)
+	if err != nil {
+		return nil, err
+	}
+	options := &metav1.CreateOptions{FieldManager: wr.fieldManager, FieldValidation: wr.fieldValidation}
+	options.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("CreateOptions"))
+	attributes := wr.attributes(hub, nil, acc.GetName(), admission.Create, options)
+	if err := wr.mutate(ctx, hub, attributes); err != nil {
+		return nil, err
+	}
+	dropRepeatedOwners(ctx, hub)
+	return wr.storage.(rest.Creater).Create(ctx, hub, rest.AdmissionToValidateObjectFunc(wr.writer.admit, attributes, wr.scope), options)
+}
+
+// decode reads the body as an object of the stored version, with defaults.
+func (wr *change) decode() (runtime.Object, error) {
+	info := serializers()[wr.contentType]
+	s := runtime.Serializer(info.StrictSerializer)
+	if wr.fieldValidation == metav1.FieldValidationIgnore {
+		s = info.Serializer
+	}
+	want := wr.kind.Stored
+	obj, got, err := s.Decode(wr.body, &want, nil)
+	if err != nil {
+		return nil, err
+	}
+	if *got != want {
+		return nil, fmt.Errorf("%s is no %s", got, want)
+	}
+	legacyscheme.Scheme.Default(obj)
+	return obj, nil
+}
+
+// own sets the managed fields of an object that becomes what live was, nil for a new one, and gives its internal form. The versions are
+// compared as they come back from the internal form, as upstream does; live is such a one. obj must not be used afterwards.
+func (wr *change) own(live, obj runtime.Object) (runtime.Object, error) {
+	hub, err := legacyscheme.Scheme.UnsafeConvertToVersion(obj, wr.hub)
+	if err != nil {
+		return nil, wr.refuse()
+	}
+	versioned, err := legacyscheme.Scheme.UnsafeConvertToVersion(hub, wr.kind.Stored.GroupVersion())
+	if err != nil || !wr.owners.Update(live, versioned, wr.manager, time.Now()) {
+		return nil, wr.refuse()
+	}
+	from, err := meta.Accessor(versioned)
+	if err != nil {
+		return nil, wr.refuse()
+	}
+	to, err := meta.Accessor(hub)
+	if err != nil {
+		return nil, wr.refuse()
+	}
+	to.SetManagedFields(from.GetManagedFields())
+	return hub, nil
+}
+
+func (wr *change) attributes(obj, old runtime.Object, name string, operation admission.Operation, options runtime.Object) admission.Attributes {
+	return admission.NewAttributesRecord(obj, old, wr.kind.Stored, wr.info.Namespace, name, wr.GroupVersionResource, wr.subresource, operation,
+		options, false, wr.user)
+}
+
+// mutate runs the mutating admission plugins; managed fields that they spoil are put back.
+// Source: k8s.io/apiserver/pkg/endpoints/handlers/fieldmanager/admission.go.
+func (wr *change) mutate(ctx context.Context, obj runtime.Object, attributes admission.Attributes) error {
+	plugins, ok := wr.writer.admit.(admission.MutationInterface)
+	if !ok || !plugins.Handles(attributes.GetOperation()) {
+		return nil
+	}
+	acc, err := meta.Accessor(obj)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	before := acc.GetManagedFields()
+	if err := plugins.Admit(ctx, attributes, wr.scope); err != nil {
+		return err
+	}
+	after := acc.GetManagedFields()
+	if len(after) == len(before) && (len(after) == 0 || &after[0] == &before[0]) {
+		return nil
+	}
+	if err := managedfields.ValidateManagedFields(after); err != nil {
+		acc.SetManagedFields(before)
+		warning.AddWarning(ctx, "", fmt.Sprintf(fieldmanager.InvalidManagedFieldsAfterMutatingAdmissionWarningFormat, err.Error()))
+	}
+	return nil
+}
+
+// patch does what upstream's handler of patches does, in its order.
+// Source: PatchResource in k8s.io/apiserver/pkg/endpoints/handlers/patch.go.
+func (wr *change) patch(ctx context.Context) (runtime.Object, error) {
+	options := &metav1.UpdateOptions{FieldManager: wr.fieldManager, FieldValidation: wr.fieldValidation}
+	options.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("UpdateOptions"))
+	static := wr.attributes(nil, nil, wr.info.Name, admission.Update, options)
+	admit := func(ctx context.Context, obj, old runtime.Object) (runtime.Object, error) {
+		if err := wr.mutate(ctx, obj, wr.attributes(obj, old, wr.info.Name, admission.Update, options)); err != nil {
+			return nil, err
+		}
+		dropRepeatedOwners(ctx, obj)
+		return obj, nil
+	}
+	info := rest.DefaultUpdatedObjectInfo(nil, wr.apply, admit)
+	never := func(context.Context, runtime.Object) error { return wr.absent() } // a patch creates nothing
+	out, _, err := wr.storage.(rest.Patcher).Update(ctx, wr.info.Name, info, never,
+		rest.AdmissionToValidateObjectUpdateFunc(wr.writer.admit, static, wr.scope), false, options)
+	return out, err
+}
+
+func (wr *change) absent() error { return apierrors.NewNotFound(wr.GroupResource(), wr.info.Name) }
+
+// apply gives the patched object, and is called again whenever the object has changed in the meantime.
+func (wr *change) apply(_ context.Context, _, current runtime.Object) (runtime.Object, error) {
+	wr.refused = false
+	old, err := meta.Accessor(current)
+	if err != nil {
+		return nil, wr.refuse()
+	}
+	if old.GetUID() == "" {
+		return nil, wr.absent()
+	}
+	live, err := legacyscheme.Scheme.UnsafeConvertToVersion(current, wr.kind.Stored.GroupVersion())
+	if err != nil {
+		return nil, wr.refuse()
+	}
+	obj, ok := patching.Apply(live, types.PatchType(wr.contentType), wr.body)
+	if !ok {
+		return nil, wr.refuse()
+	}
+	acc, err := meta.Accessor(obj)
+	if err != nil || acc.GetName() != old.GetName() || acc.GetNamespace() != old.GetNamespace() || acc.GetUID() != old.GetUID() {
+		return nil, wr.refuse()
+	}
+	legacyscheme.Scheme.Default(obj)
+	return wr.own(live, obj)
+}
+
+// repeatsOwner says whether two references are to one owner.
+func repeatsOwner(refs []metav1.OwnerReference) bool {
+	for i := range refs {
+		for j := range refs[:i] {
+			if refs[i].UID == refs[j].UID {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// dropRepeatedOwners removes owner references that admission has added twice.
+// Source: dedupOwnerReferences in k8s.io/apiserver/pkg/endpoints/handlers/rest.go.
+func dropRepeatedOwners(ctx context.Context, obj runtime.Object) {
+	acc, err := meta.Accessor(obj)
+	if err != nil || !repeatsOwner(acc.GetOwnerReferences()) {
+		return
+	}
+	var kept []metav1.OwnerReference
+	var dropped []string
+	for _, ref := range acc.GetOwnerReferences() {
+		twice := false
+		for _, k := range kept {
+			twice = twice || k.UID == ref.UID && apiequality.Semantic.DeepEqual(k, ref)
+		}
+		if twice {
+			dropped = append(dropped, string(ref.UID))
+			continue
+		}
+		kept = append(kept, ref)
+	}
+	if len(dropped) == 0 {
+		return
+	}
+	warning.AddWarning(ctx, "", fmt.Sprintf(handlers.DuplicateOwnerReferencesAfterMutatingAdmissionWarningFormat, strings.Join(dropped, ", ")))
+	acc.SetOwnerReferences(kept)
+}
