@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/bits"
 	"strings"
 
@@ -26,8 +27,8 @@ type format interface {
 	streamType() string
 	// parts give one object as a whole response: its own bytes and what stands around them, the head appended to scratch.
 	parts(scratch []byte, rec *store.Record, kind schema.GroupVersionKind) (head, body, tail []byte, err error)
-	// list appends a list of objects.
-	list(out []byte, page *api.Page, kind schema.GroupVersionKind) ([]byte, error)
+	// list writes a list of objects, whose own bytes are items.
+	list(w io.Writer, page *api.Page, items [][]byte, kind schema.GroupVersionKind) error
 	// event appends one frame of a watch; obj is what encodes the object.
 	event(out []byte, kind watch.EventType, obj []byte, gvk schema.GroupVersionKind) []byte
 	// raw gives the object's own bytes as event wants them.
@@ -65,29 +66,42 @@ func typePrefix(gvk schema.GroupVersionKind) []byte {
 	return []byte(`{"kind":"` + gvk.Kind + `","apiVersion":"` + gvk.GroupVersion().String() + `",`)
 }
 
-func (f jsonFormat) list(out []byte, page *api.Page, kind schema.GroupVersionKind) ([]byte, error) {
+func (jsonFormat) list(w io.Writer, page *api.Page, items [][]byte, kind schema.GroupVersionKind) error {
 	head, err := json.Marshal(listMeta(page))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	prefix := typePrefix(kind)
-	out = append(out, `{"kind":"`+kind.Kind+`List","apiVersion":"`+kind.GroupVersion().String()+`","metadata":`...)
-	out = append(append(out, head...), `,"items":[`...)
-	for i, rec := range page.Records {
-		data, err := f.raw(rec)
-		if err != nil {
-			return nil, err
-		}
+	out := errWriter{w: w}
+	out.write([]byte(`{"kind":"` + kind.Kind + `List","apiVersion":"` + kind.GroupVersion().String() + `","metadata":`))
+	out.write(head)
+	out.write([]byte(`,"items":[`))
+	for i, data := range items {
 		if i > 0 {
-			out = append(out, ',')
+			out.write(comma)
 		}
 		if rest, ok := bytes.CutPrefix(data, prefix); ok {
-			out = append(append(out, '{'), rest...)
-		} else {
-			out = append(out, data...)
+			out.write(brace)
+			data = rest
 		}
+		out.write(data)
 	}
-	return append(out, "]}\n"...), nil
+	out.write([]byte("]}\n"))
+	return out.err
+}
+
+var comma, brace = []byte{','}, []byte{'{'}
+
+// errWriter writes until something fails.
+type errWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (e *errWriter) write(p []byte) {
+	if e.err == nil {
+		_, e.err = e.w.Write(p)
+	}
 }
 
 func (jsonFormat) event(out []byte, kind watch.EventType, obj []byte, _ schema.GroupVersionKind) []byte {
@@ -162,27 +176,26 @@ func fieldSize(n int) int { return 1 + uvarintSize(n) + n }
 
 func uvarintSize(n int) int { return (bits.Len64(uint64(n)|1) + 6) / 7 }
 
-func (f protoFormat) list(out []byte, page *api.Page, kind schema.GroupVersionKind) ([]byte, error) {
+func (protoFormat) list(w io.Writer, page *api.Page, items [][]byte, kind schema.GroupVersionKind) error {
 	m := listMeta(page)
 	head, err := m.Marshal()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	items := make([][]byte, len(page.Records))
 	size := fieldSize(len(head))
-	for i, rec := range page.Records {
-		if items[i], err = f.raw(rec); err != nil {
-			return nil, err
-		}
-		size += fieldSize(len(items[i]))
+	for _, item := range items {
+		size += fieldSize(len(item))
 	}
 	kind.Kind += "List"
-	out = append(make([]byte, 0, len(out)+envelopeSize(kind, size)), out...)
-	out = appendField(openEnvelope(out, kind, size), tagOne, head)
+	out := errWriter{w: w}
+	scratch := make([]byte, 0, 128)
+	out.write(appendField(openEnvelope(scratch, kind, size), tagOne, head))
 	for _, item := range items {
-		out = appendField(out, tagTwo, item)
+		out.write(binary.AppendUvarint(append(scratch, tagTwo), uint64(len(item))))
+		out.write(item)
 	}
-	return append(out, closeEnvelope...), nil
+	out.write(closeEnvelope)
+	return out.err
 }
 
 // event appends a length-prefixed metav1.WatchEvent whose object is an enveloped message.

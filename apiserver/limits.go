@@ -190,8 +190,8 @@ func withConnectionDeadlines(h http.Handler, limits connectionLimits, inProcess 
 			_ = control.SetWriteDeadline(time.Time{}) // an earlier request of the connection may have set one
 		}
 		if info.Verb == "watch" && !isUpgrade(req) {
-			g := newStallGuard(w, control, limits.stalled)
-			defer g.timer.Stop()
+			g := newStallGuard(w, control, limits.stalled, req.ProtoMajor == 2)
+			defer g.stop()
 			w = responsewriter.WrapForHTTP1Or2(g)
 		}
 		h.ServeHTTP(w, req)
@@ -202,15 +202,33 @@ func withConnectionDeadlines(h http.Handler, limits connectionLimits, inProcess 
 type stallGuard struct {
 	http.ResponseWriter
 	control *http.ResponseController
-	timer   *time.Timer
 	limit   time.Duration
+	timer   *time.Timer // nil in HTTP/2, where moving a stream's deadline costs no timer (package h2)
 }
 
-func newStallGuard(w http.ResponseWriter, control *http.ResponseController, limit time.Duration) *stallGuard {
+func newStallGuard(w http.ResponseWriter, control *http.ResponseController, limit time.Duration, http2 bool) *stallGuard {
 	g := &stallGuard{ResponseWriter: w, control: control, limit: limit}
-	g.timer = time.AfterFunc(g.limit, func() { _ = control.SetWriteDeadline(time.Unix(1, 0)) })
-	g.timer.Stop()
+	if !http2 {
+		g.timer = time.AfterFunc(g.limit, func() { _ = control.SetWriteDeadline(time.Unix(1, 0)) })
+		g.timer.Stop()
+	}
 	return g
+}
+
+func (g *stallGuard) begin() {
+	if g.timer != nil {
+		g.timer.Reset(g.limit)
+		return
+	}
+	_ = g.control.SetWriteDeadline(time.Now().Add(g.limit))
+}
+
+func (g *stallGuard) stop() {
+	if g.timer != nil {
+		g.timer.Stop()
+		return
+	}
+	_ = g.control.SetWriteDeadline(time.Time{})
 }
 
 // Unwrap lets http.ResponseController reach the connection.
@@ -218,14 +236,14 @@ func (g *stallGuard) Unwrap() http.ResponseWriter { return g.ResponseWriter }
 
 // Write implements http.ResponseWriter.
 func (g *stallGuard) Write(data []byte) (int, error) {
-	g.timer.Reset(g.limit)
-	defer g.timer.Stop()
+	g.begin()
+	defer g.stop()
 	return g.ResponseWriter.Write(data)
 }
 
 // Flush implements http.Flusher. What it fails at, the next write fails at.
 func (g *stallGuard) Flush() {
-	g.timer.Reset(g.limit)
-	defer g.timer.Stop()
+	g.begin()
+	defer g.stop()
 	_ = g.control.Flush()
 }

@@ -1,16 +1,20 @@
 package apiserver
 
 import (
+	"bufio"
 	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -35,6 +39,8 @@ import (
 const (
 	// compressFrom is the size from which an answer is compressed for a client that is not on this machine, as upstream.
 	compressFrom = 128 << 10
+	// listBufferBytes is how much of a list is gathered before it is handed on.
+	listBufferBytes = 32 << 10
 	// watchBufferBytes is what a watch gathers before it writes.
 	watchBufferBytes = 64 << 10
 )
@@ -166,11 +172,37 @@ func (rd *read) list(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return rd.interpret(err)
 	}
-	data, err := rd.format.list(nil, page, rd.kind.Stored)
-	if err != nil {
-		return apierrors.NewInternalError(err)
+	return rd.sendList(w, req, page)
+}
+
+// listBuffers gather the many small parts of a list.
+var listBuffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, listBufferBytes) }}
+
+// sendList writes a list piece by piece: there is never a second copy of it.
+func (rd *read) sendList(w http.ResponseWriter, req *http.Request, page *api.Page) error {
+	items, size := make([][]byte, len(page.Records)), 0
+	for i, rec := range page.Records {
+		data, err := rd.format.raw(rec)
+		if err != nil {
+			return apierrors.NewInternalError(err)
+		}
+		items[i] = data
+		size += len(data)
 	}
-	return write(w, req, rd.format.contentType(), data)
+	w.Header().Set("Content-Type", rd.format.contentType())
+	out, end, err := compressed(w, req, size)
+	if err != nil {
+		return err
+	}
+	b := listBuffers.Get().(*bufio.Writer)
+	b.Reset(out)
+	// An error of the writer: the client went away, and nobody is left to tell.
+	if err = rd.format.list(b, page, items, rd.kind.Stored); err == nil && b.Flush() == nil {
+		end()
+	}
+	b.Reset(nil)
+	listBuffers.Put(b)
+	return nil
 }
 
 // interpret gives a storage error the status that upstream's registry gives it.
@@ -225,22 +257,31 @@ func (rd *read) selection(req *http.Request) (api.Selection, storage.ListOptions
 func write(w http.ResponseWriter, req *http.Request, contentType string, data []byte) error {
 	h := w.Header()
 	h.Set("Content-Type", contentType)
-	if len(data) < compressFrom || !strings.Contains(req.Header.Get("Accept-Encoding"), "gzip") || isLocal(req) {
-		h.Set("Content-Length", fmt.Sprint(len(data)))
-		_, _ = w.Write(data)
-		return nil
+	out, end, err := compressed(w, req, len(data))
+	if err != nil {
+		return err
 	}
-	h.Set("Content-Encoding", "gzip")
-	h.Add("Vary", "Accept-Encoding")
+	if h.Get("Content-Encoding") == "" {
+		h.Set("Content-Length", strconv.Itoa(len(data)))
+	}
+	if _, err = out.Write(data); err == nil { // else the client went away: nobody is left to tell
+		end()
+	}
+	return nil
+}
+
+// compressed gives what to write an answer of size bytes to, and what to call after the last: a compressor where that pays.
+func compressed(w http.ResponseWriter, req *http.Request, size int) (io.Writer, func(), error) {
+	if size < compressFrom || !strings.Contains(req.Header.Get("Accept-Encoding"), "gzip") || isLocal(req) {
+		return w, func() {}, nil
+	}
 	z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
 	if err != nil {
-		return apierrors.NewInternalError(err)
+		return nil, nil, apierrors.NewInternalError(err)
 	}
-	if _, err = z.Write(data); err == nil {
-		err = z.Close()
-	}
-	_ = err // the client went away: nobody is left to tell
-	return nil
+	w.Header().Set("Content-Encoding", "gzip")
+	w.Header().Add("Vary", "Accept-Encoding")
+	return z, func() { _ = z.Close() }, nil
 }
 
 // isLocal tells clients for whom compression only costs.
