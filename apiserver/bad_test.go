@@ -90,7 +90,7 @@ func badPatches() []bad {
 	deep := nested(`{"a":`, "1", "}", 50000)
 	const jsonPatch, merge, strategic, apply = "application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"
 	return []bad{
-		patch(jsonPatch, "{", 400), patch(jsonPatch, deep, 400), patch(jsonPatch, `[{"op":"remove","path":"/none"}]`, 422), patch(jsonPatch, `[{"op":"brew"}]`, 422),
+		patch(jsonPatch, "{", 400), patch(jsonPatch, deep, 400), patch(jsonPatch, `[{"op":"remove","path":"/none"}]`, 422), patch(jsonPatch, `[{"op":"brew"}]`, 422), patch(jsonPatch, `[{"op":"test","path":""}]`, 422),
 		patch(merge, "{", 400), patch(merge, deep, 400), patch(merge, `{"metadata":{"labels":5}}`, 422), patch(merge, `{"metadata":{"name":"other"}}`, 400),
 		patch(strategic, "{", 400), patch(strategic, deep, 400),
 		patch(apply, "a: [", 400), patch(apply, deep, 400), patch(apply, `{"apiVersion":"v1","kind":"Pod"}`, 400), patch(apply, bomb(), 400),

@@ -58,7 +58,7 @@ func FuzzWrite(f *testing.F) {
 		if w.Code != http.StatusCreated || k.dry || k.passing {
 			return
 		}
-		made := k.path + "/" + metaOf(t, w).Name
+		made := k.path + "/" + url.PathEscape(metaOf(t, w).Name)
 		if w := c.do(t, "GET", made, jsonType, "application/json;q=1", nil); w.Code != http.StatusOK {
 			t.Fatalf("%s was made and cannot be read: %d %s", made, w.Code, w.Body)
 		}

@@ -121,7 +121,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	reads := &reader{registry: c.Registry, next: writes, metrics: s.reads, audited: s.auditing.backend != nil}
+	reads := &reader{registry: c.Registry, next: soundPatches(writes), metrics: s.reads, audited: s.auditing.backend != nil}
 	s.handler = filters.wrap(reads, legacyscheme.Codecs)
 	fast := &fastReads{
 		reader: reads, authn: s.id.byCertificate, decisions: s.id.decisions, inflight: &s.flow.inflight.reads, attempts: findAuthenticationCounts(),
