@@ -149,8 +149,8 @@ func (f *fastReads) allowed(p *peer, t *target) bool {
 // answer sends the object; false when there is none, or not in the wanted form.
 func (f *fastReads) answer(e *h2.Exchange, p *peer, t *target, accept string, now time.Time) bool {
 	kind := f.reader.registry.Kind(schema.GroupResource{Group: t.group, Resource: t.resource})
-	if kind == nil || !f.reader.knows(kind, t.group, t.version) {
-		return false
+	if kind == nil || kind.Shared() || !f.reader.knows(kind, t.group, t.version) {
+		return false // where other servers write too, a read may have to wait for them
 	}
 	form := formatFor(accept)
 	if form == nil {
