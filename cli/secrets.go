@@ -65,12 +65,17 @@ func (c *cluster) encryption(ctx context.Context, verb string) (EncryptionStatus
 	if err != nil {
 		return s, err
 	}
-	data, err := client.CoreV1().RESTClient().Verb(verb).AbsPath(EncryptionPath).DoRaw(ctx)
+	answer := client.CoreV1().RESTClient().Verb(verb).AbsPath(EncryptionPath).Do(ctx)
+	err = answer.Error() // the server's own words, where it has some
 	if apierrors.IsConflict(err) {
 		return s, err
 	}
 	if err != nil {
 		return s, fmt.Errorf("ask the server (does it run?): %w", err)
+	}
+	data, err := answer.Raw()
+	if err != nil {
+		return s, err
 	}
 	return s, json.Unmarshal(data, &s)
 }
