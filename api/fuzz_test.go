@@ -116,9 +116,10 @@ func newVault(t testing.TB) *vault {
 	s, err := store.Open(ctx, store.Options{Engine: engine, Debug: true})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
-	registry, err := api.NewRegistry(s, map[schema.GroupResource]value.Transformer{{Resource: "secrets"}: value.NewPrefixTransformers(nil,
+	transformers := map[schema.GroupResource]value.Transformer{{Resource: "secrets"}: value.NewPrefixTransformers(nil,
 		value.PrefixTransformer{Prefix: []byte("k8s:enc:secretbox:v1:key1:"), Transformer: secretbox.NewSecretboxTransformer([32]byte{1})},
-		value.PrefixTransformer{Transformer: identity.NewEncryptCheckTransformer()})})
+		value.PrefixTransformer{Transformer: identity.NewEncryptCheckTransformer()})}
+	registry, err := api.NewRegistry(s, func(r schema.GroupResource) value.Transformer { return transformers[r] })
 	require.NoError(t, err)
 	return &vault{s, registry}
 }
