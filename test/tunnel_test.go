@@ -58,6 +58,9 @@ func TestNodeBehindAWall(t *testing.T) {
 	t.Run("proxies, after a restart", func(t *testing.T) { w.proxies(t, c) })
 }
 
+// runDir is where knarr keeps the namespaces of nodes.
+const runDir = "/run/knarr"
+
 // wall is a node with a firewall, and a pod on it.
 type wall struct {
 	netns, node, ns string
