@@ -210,6 +210,7 @@ func allocated() uint64 {
 var upstreamBlames = regexp.MustCompile(strings.Join([]string{
 	`Too large resource version`,
 	`resourceVersion should not be set on objects to be created`,
+	`"message":"strconv.ParseUint: parsing`,               // an update of a revision that is no number
 	`resourceVersion: Invalid value`,                      // a watch from a revision that is no number
 	`Non-matching dry-run options in request and content`, // an eviction
 	`failed to create typed patch object`,                 // an apply with such a field, where unknown fields are to be ignored
