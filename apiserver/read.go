@@ -102,7 +102,7 @@ func (r *reader) accept(req *http.Request) *read {
 		return nil
 	}
 	f := formatFor(req.Header.Get("Accept"))
-	if f == nil || strings.Contains(req.URL.RawQuery, "pretty=") || req.Header.Get("Upgrade") != "" {
+	if f == nil || asksForMore(req.URL.RawQuery) || req.Header.Get("Upgrade") != "" {
 		return nil
 	}
 	if _, ok := f.(protoFormat); ok && isJSONOnly(kind.Stored.Group) {
@@ -113,6 +113,11 @@ func (r *reader) accept(req *http.Request) *read {
 		namespace = "" // RequestInfo puts a namespace into itself
 	}
 	return &read{info: info, kind: kind, format: f, namespace: namespace}
+}
+
+// asksForMore tells parameters that upstream's handlers have an answer of their own to.
+func asksForMore(query string) bool {
+	return strings.Contains(query, "pretty=") || strings.Contains(query, "export=")
 }
 
 // knows reports whether objects of the kind are served as they are stored.
@@ -141,7 +146,7 @@ func (rd *read) fresh(req *http.Request) error {
 func (rd *read) get(w http.ResponseWriter, req *http.Request) error {
 	if v := req.URL.Query().Get("resourceVersion"); v != "" && v != "0" {
 		if err := rd.kind.NotNewer(v); err != nil {
-			return rd.interpret(err)
+			return err
 		}
 	}
 	rec := rd.kind.Table.Get(rd.kind.Key(rd.namespace, rd.info.Name))
@@ -170,7 +175,7 @@ func (rd *read) list(w http.ResponseWriter, req *http.Request) error {
 	}
 	page, err := rd.kind.List(sel, opts)
 	if err != nil {
-		return rd.interpret(err)
+		return err
 	}
 	return rd.sendList(w, req, page)
 }
@@ -203,18 +208,6 @@ func (rd *read) sendList(w http.ResponseWriter, req *http.Request, page *api.Pag
 	b.Reset(nil)
 	listBuffers.Put(b)
 	return nil
-}
-
-// interpret gives a storage error the status that upstream's registry gives it.
-func (rd *read) interpret(err error) error {
-	var status apierrors.APIStatus
-	switch {
-	case errors.As(err, &status):
-		return err
-	case storage.IsTooLargeResourceVersion(err):
-		return err
-	}
-	return apierrors.NewInternalError(err)
 }
 
 // selection reads the request's parameters as upstream's list handler does.
@@ -311,7 +304,7 @@ func (rd *read) watch(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		var status apierrors.APIStatus
 		if !errors.As(err, &status) || status.Status().Code != http.StatusGone {
-			return rd.interpret(err)
+			return err
 		}
 		wt.begin()
 		wt.fail(err)

@@ -336,7 +336,9 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.C
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	err := s.end.run(ending, server, listener)
-	err = errors.Join(err, server.Close())
+	if closed := server.Close(); !errors.Is(closed, net.ErrClosed) { // the listener was closed first of all
+		err = errors.Join(err, closed)
+	}
 	if served := <-done; !errors.Is(served, http.ErrServerClosed) && !errors.Is(served, net.ErrClosed) {
 		err = errors.Join(err, served)
 	}
