@@ -90,11 +90,7 @@ func (k *keeper) trim() {
 	defer s.mu.Unlock()
 	for _, t := range s.tables {
 		t.trimWindowLocked(now)
-		n := 0
-		for n < len(t.pins) && !now.Before(t.pins[n].pinnedUntil) {
-			n++
-		}
-		t.dropPinsLocked(n)
+		t.expirePinsLocked(now)
 	}
 }
 

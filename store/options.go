@@ -48,7 +48,7 @@ const (
 	DefaultWindowAge = 3 * time.Minute
 	// DefaultWindowBytes bounds the encoded size of the objects that the window of one table keeps.
 	DefaultWindowBytes = 32 << 20
-	// DefaultPinAge is how long a pinned snapshot is kept after its last Pin.
+	// DefaultPinAge is how long a pinned snapshot is kept after its first Pin, as upstream's compaction.
 	DefaultPinAge = 5 * time.Minute
 	// DefaultPinCount bounds the pinned snapshots of one table.
 	DefaultPinCount = 256
@@ -67,6 +67,8 @@ const (
 	expiryBatch = 128
 	// expiryRetry is the pause after an expiry that the engine refused.
 	expiryRetry = 10 * time.Second
+	// pinGrains is into how many parts PinAge is cut: pins of one state within one part are one, with the time of the first.
+	pinGrains = 10
 	// trimGrain is the least time between two age-based trims of windows and pins.
 	trimGrain = 30 * time.Second
 )

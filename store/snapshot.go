@@ -74,8 +74,8 @@ func (sn *Snapshot) at(rev int64) *Snapshot {
 	return &Snapshot{tree: sn.tree, revision: rev, changed: sn.changed, garbage: sn.garbage}
 }
 
-// SnapshotAt returns the state at exactly that revision: the present one if the table has not changed since, else a pinned one.
-// Errors: *GoneError when it is not kept (any more), *FutureError when the store is not there yet.
+// SnapshotAt returns the state at exactly that revision: a pinned one, or the present one if the table has not changed since and no pin of
+// that revision has come to its end. Errors: *GoneError when it is not kept (any more), *FutureError when the store is not there yet.
 func (t *Table) SnapshotAt(rev int64) (*Snapshot, error) {
 	s := t.store
 	s.mu.Lock()
@@ -83,20 +83,29 @@ func (t *Table) SnapshotAt(rev int64) (*Snapshot, error) {
 	if now := s.revision.Load(); rev > now {
 		return nil, &FutureError{Requested: rev, Current: now}
 	}
-	if rev >= t.revision {
+	t.expirePinsLocked(s.clock.Now())
+	if pin := t.pinOfLocked(rev); pin != nil {
+		return pin.at(rev), nil
+	}
+	if rev >= t.revision && rev >= t.compacted {
 		return t.snapshotLocked().at(rev), nil
 	}
-	now := s.clock.Now()
+	return nil, &GoneError{Requested: rev, Oldest: max(t.revision, t.compacted)}
+}
+
+// pinOfLocked finds a pinned snapshot of the state at a revision.
+func (t *Table) pinOfLocked(rev int64) *Snapshot {
 	for _, pin := range t.pins {
-		if pin.changed <= rev && rev <= pin.revision && now.Before(pin.pinnedUntil) {
-			return pin.at(rev), nil
+		if pin.changed <= rev && rev <= pin.revision {
+			return pin
 		}
 	}
-	return nil, &GoneError{Requested: rev, Oldest: t.revision}
+	return nil
 }
 
 // Pin keeps a snapshot for SnapshotAt: for Options.PinAge from now, unless the bounds on pins (count, bytes of replaced objects) push it
-// out earlier, the oldest first. Pin it again to extend. For lists in pages, which name their snapshot by its revision.
+// out earlier, the oldest first. For lists in pages, which name their snapshot by its revision. Its time is not extended by pinning it again:
+// then its revision counts as compacted, as upstream's after five minutes, and lists that go on from it are told so.
 func (t *Table) Pin(sn *Snapshot) {
 	s := t.store
 	s.mu.Lock()
@@ -104,19 +113,33 @@ func (t *Table) Pin(sn *Snapshot) {
 	if t.ended != nil {
 		return
 	}
-	for i, old := range t.pins {
-		if old.changed == sn.changed {
-			// The same state: keep it known at the newest of both revisions.
-			sn = old.at(max(old.revision, sn.revision))
-			t.pins = append(t.pins[:i], t.pins[i+1:]...)
-			break
-		}
+	now := s.clock.Now()
+	t.expirePinsLocked(now)
+	if t.pinOfLocked(sn.revision) != nil {
+		return
 	}
 	pin := sn.at(sn.revision)
-	pin.pinnedUntil = s.clock.Now().Add(s.opts.PinAge)
+	pin.pinnedUntil = now.Add(s.opts.PinAge)
+	if n := len(t.pins); n > 0 && t.pins[n-1].changed == sn.changed && pin.pinnedUntil.Sub(t.pins[n-1].pinnedUntil) < s.opts.PinAge/pinGrains {
+		// The same state, only just pinned at an earlier revision: one pin serves both.
+		pin.pinnedUntil = t.pins[n-1].pinnedUntil
+		t.pins = t.pins[: n-1 : n-1]
+	}
 	t.pins = append(t.pins, pin)
 	t.trimPinsLocked()
 	s.keeper.kick()
+}
+
+// expirePinsLocked drops the pins whose time is over, and remembers up to which revision that makes lists too old.
+func (t *Table) expirePinsLocked(now time.Time) {
+	n := 0
+	for n < len(t.pins) && !now.Before(t.pins[n].pinnedUntil) {
+		if t.store.revision.Load() > t.pins[n].revision {
+			t.compacted = max(t.compacted, t.pins[n].revision+1)
+		}
+		n++
+	}
+	t.dropPinsLocked(n)
 }
 
 // trimPinsLocked drops the oldest pins while they are too many or keep too much alive.

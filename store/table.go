@@ -25,7 +25,9 @@ type Table struct {
 	window   window
 	groups   groupSet
 	pins     []*Snapshot // oldest pin first
-	ended    error       // why the table is closed
+	// compacted is the revision before which no list may go on, even where the table has not changed since.
+	compacted int64
+	ended     error // why the table is closed
 }
 
 func newTable(s *Store, o TableOptions) *Table {

@@ -112,14 +112,31 @@ func testSnapshotAt(t *testing.T, f Factory) {
 	if _, err = e.pods.SnapshotAt(lease.Revision + 1); !errors.As(err, &future) || future.Current != lease.Revision {
 		t.Fatalf("a future revision: %v", err)
 	}
-	e.clock.Advance(store.DefaultPinAge - time.Second)
-	_, err = e.pods.SnapshotAt(first.Revision)
+	present := e.pods.Snapshot()
+	e.clock.Advance(time.Minute)
+	e.pods.Pin(present)
+	e.clock.Advance(store.DefaultPinAge - time.Minute - time.Second)
+	got, err = e.pods.SnapshotAt(first.Revision)
 	must(t, err)
+	e.pods.Pin(got) // does not extend its time
 	e.clock.Advance(2 * time.Second)
 	if _, err = e.pods.SnapshotAt(first.Revision); !errors.Is(err, store.ErrGone) {
 		t.Fatalf("an outdated pin: %v", err)
 	}
 	equal(t, "the holder's snapshot", Content(sn.Get(first.Key)), "one")
+
+	// A list from the present state goes on while nothing is written, and is too old later, though the table has not changed.
+	e.clock.Advance(store.DefaultPinAge)
+	_, err = e.pods.SnapshotAt(present.Revision())
+	must(t, err)
+	e.pods.Pin(e.pods.Snapshot())
+	e.put(e.leases, "l", "again")
+	e.clock.Advance(store.DefaultPinAge)
+	if _, err = e.pods.SnapshotAt(present.Revision()); !errors.Is(err, store.ErrGone) {
+		t.Fatalf("a list that took too long: %v", err)
+	}
+	_, err = e.pods.SnapshotAt(e.s.Revision())
+	must(t, err)
 }
 
 func testPinBounds(t *testing.T, f Factory) {
