@@ -26,7 +26,7 @@ PURE = $$(go list ./... | grep -v -E '^knarr/(cmd/knarr-shim|node/shim|node/runt
 # What reads bytes that others chose: package:target. See docs/fuzzing.md.
 FUZZ = store/pebble:FuzzValue api:FuzzStored apiserver:FuzzWrite apiserver:FuzzPatch apiserver:FuzzRead apiserver:FuzzContinue apiserver:FuzzPath apiserver/h2:FuzzFrames
 
-.PHONY: build demo test check fuzz bench bench-compare conformance clean deps shimdeps testdeps
+.PHONY: build demo test check fuzz bench bench-compare clients conformance clean deps kubectl shimdeps testdeps
 
 build: shimdeps
 	go build -ldflags '-s -w $(strip $(STAMP))' -o bin/knarr ./cmd/knarr
@@ -35,11 +35,15 @@ build: shimdeps
 demo: build testdeps
 	go run ./examples/demo
 
-test: build testdeps
+# Upstream's own kubectl, for tests.
+kubectl:
 	go build -ldflags '-s -w $(strip $(STAMP))' -o bin/kubectl k8s.io/kubernetes/cmd/kubectl
+
+test: build testdeps kubectl
 	status=0; \
 	KNARR_BIN=$(CURDIR)/bin go test -timeout 20m $(PURE) || status=1; \
 	CGO_ENABLED=1 go test -timeout 20m $(CGO) || status=1; \
+	KNARR_BIN=$(CURDIR)/bin go test -C test/clients -short -timeout 20m . || status=1; \
 	exit $$status
 
 check:
@@ -55,6 +59,10 @@ check:
 fuzz: FUZZTIME ?= 10m
 fuzz:
 	for f in $(FUZZ); do go test -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime $(FUZZTIME) -parallel 1 ./$${f%:*}; done
+
+# Helm, Kustomize, client-go, controller-runtime and operators against a cluster of ours. See docs/clients.md.
+clients: build testdeps kubectl
+	KNARR_BIN=$(CURDIR)/bin go test -C test/clients -count=1 -timeout 60m -v .
 
 bench: build testdeps
 	go run ./bench
