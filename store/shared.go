@@ -64,5 +64,6 @@ func (s *Store) ReadStored(ctx context.Context, prefix string, fn func(key strin
 // Settle waits until every transaction that began before has ended.
 func (s *Store) Settle() {
 	s.gate.Lock()
-	s.gate.Unlock() //nolint:staticcheck // having held it is all
+	//lint:ignore SA2001 having held it is all
+	s.gate.Unlock()
 }

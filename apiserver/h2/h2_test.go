@@ -267,7 +267,8 @@ func TestFlushAndCancel(t *testing.T) {
 		w.(http.Flusher).Flush()
 		fmt.Fprint(w, "one")
 		w.(http.Flusher).Flush()
-		gone := w.(http.CloseNotifier).CloseNotify() //nolint:staticcheck // upstream's wrappers ask for it
+		//lint:ignore SA1019 upstream's wrappers ask for it
+		gone := w.(http.CloseNotifier).CloseNotify()
 		<-r.Context().Done()
 		<-gone
 		_, err := io.WriteString(w, strings.Repeat("z", 2*bufferBytes))
