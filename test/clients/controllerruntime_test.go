@@ -26,7 +26,7 @@ type suite struct {
 }
 
 var suites = []suite{
-	{pkg: "internal/controller"}, // first: it counts the pods of all namespaces
+	{pkg: "internal/controller"},
 	{pkg: "builder"},
 	{pkg: "cache", skip: []string{
 		"test multinamespaced cache for cluster scoped resources",
@@ -98,7 +98,7 @@ func holdControllers(t *testing.T) {
 }
 
 // kinds are what these tests make and leave: envtest throws its whole store away.
-const kinds = "namespaces,nodes,crd,mutatingwebhookconfigurations,validatingwebhookconfigurations,deployments,replicasets,pods,services,configmaps,secrets,serviceaccounts"
+const kinds = "namespaces,nodes,crd,mutatingwebhookconfigurations,validatingwebhookconfigurations,deployments,replicasets,statefulsets,daemonsets,pods,services,configmaps,secrets,serviceaccounts"
 
 // everything lists the objects of those kinds, as kind.group/namespace/name.
 func everything(t *testing.T) []string {
