@@ -217,6 +217,8 @@ func (r *race) run(ctx context.Context) (net.Conn, error) {
 	r.start(ctx, false)
 	for r.running > 0 {
 		select {
+		case <-ctx.Done(): // the caller's: an attempt that ends with it may tell nobody
+			return nil, ctx.Err()
 		case <-wait.C:
 			r.enter(ctx)
 		case <-r.came:
