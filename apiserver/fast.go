@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"crypto/x509"
 	"encoding/hex"
 	"math/rand/v2"
 	"net/http"
@@ -128,13 +127,11 @@ func (f *fastReads) peerOf(e *h2.Exchange, now time.Time) *peer {
 	if !ok {
 		return nil
 	}
-	p.user, p.until = u, notAfter(e.TLS.PeerCertificates)
+	p.user, p.until = u, e.TLS.PeerCertificates[0].NotAfter
 	p.subject = f.decisions.subject(u)
 	p.counts = f.attempts.of(u.GetName())
 	return p
 }
-
-func notAfter(chain []*x509.Certificate) time.Time { return chain[0].NotAfter }
 
 // allowed reports what is known without asking anybody: system:masters may everything, others what they were allowed before.
 func (f *fastReads) allowed(p *peer, t *target) bool {

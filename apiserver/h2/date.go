@@ -14,8 +14,8 @@ type dated struct {
 
 var lastDate atomic.Pointer[dated]
 
-// date is the Date field's value, made once a second at most.
-func date(now time.Time) string {
+// Date is the value of a Date header field (RFC 9110, section 6.6.1), made once a second at most. Safe for concurrent use.
+func Date(now time.Time) string {
 	d := lastDate.Load()
 	if d == nil || d.second != now.Unix() {
 		d = &dated{now.Unix(), now.UTC().Format(http.TimeFormat)}
@@ -23,6 +23,3 @@ func date(now time.Time) string {
 	}
 	return d.text
 }
-
-// Date is the value of a Date header field for now.
-func Date(now time.Time) string { return date(now) }

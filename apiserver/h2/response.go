@@ -149,7 +149,7 @@ func (w *writer) complete(data []byte, end bool) []byte {
 		block = AppendField(block, "content-type", http.DetectContentType(data))
 	}
 	if !w.hasDate {
-		block = AppendField(block, "date", date(time.Now()))
+		block = AppendField(block, "date", Date(time.Now()))
 	}
 	return block
 }

@@ -188,7 +188,7 @@ func (st *stream) run() {
 	defer st.conn.close(st)
 	defer st.stop()
 	w := newWriter(st)
-	defer st.recover(w)
+	defer st.recover()
 	if st.isAborted() {
 		return
 	}
@@ -214,7 +214,7 @@ func (st *stream) leaveBody() {
 }
 
 // recover resets the stream of a handler that panicked.
-func (st *stream) recover(*writer) {
+func (st *stream) recover() {
 	v := recover()
 	if v == nil {
 		return
