@@ -5,6 +5,8 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+
+	"knarr/network/netns"
 )
 
 // hostAddress is the address of the link that leads outside. A machine without a default route gives the first global
@@ -39,7 +41,7 @@ func usable(ip net.IP) netip.Addr {
 }
 
 func defaultRouteAddress() netip.Addr {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := netns.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return netip.Addr{}
 	}
@@ -62,7 +64,7 @@ func linkAddress(index int) netip.Addr {
 	if err != nil {
 		return netip.Addr{}
 	}
-	addresses, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	addresses, err := netns.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_V4) })
 	if err != nil {
 		return netip.Addr{}
 	}

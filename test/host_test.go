@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"knarr/internal/rig"
+	"knarr/network/netns"
 )
 
 // hostState is everything that a cluster could leave behind on the machine, as text.
@@ -79,7 +80,7 @@ func mounts(c *rig.Cluster) ([]string, error) {
 }
 
 func links(*rig.Cluster) ([]string, error) {
-	list, err := netlink.LinkList()
+	list, err := netns.Dump(netlink.LinkList)
 	var out []string
 	for _, l := range list {
 		out = append(out, l.Attrs().Name)

@@ -223,7 +223,7 @@ func configureNode(nh *netlink.Handle, n Node) error {
 
 // checkCollision reports a route or address of the machine, not ours, that overlaps the node's subnet.
 func checkCollision(h *netlink.Handle, o Options, n Node) error {
-	routes, err := h.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := netns.Dump(func() ([]netlink.Route, error) { return h.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("node namespaces: list routes: %w", err)
 	}
@@ -292,7 +292,7 @@ func List(o Options) ([]int, error) {
 		return nil, err
 	}
 	defer h.Close()
-	links, err := h.LinkList()
+	links, err := netns.Dump(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("node namespaces: list links: %w", err)
 	}
@@ -336,7 +336,7 @@ func handleAt(path string) (*netlink.Handle, error) {
 
 // uplinkMTU is the MTU of the default route's link, in bytes.
 func uplinkMTU(h *netlink.Handle) int {
-	routes, err := h.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := netns.Dump(func() ([]netlink.Route, error) { return h.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return defaultMTU
 	}

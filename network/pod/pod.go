@@ -322,7 +322,7 @@ func (n *Network) Reconcile(ctx context.Context, live []string) error {
 		return err
 	}
 	defer h.Close()
-	links, err := h.LinkList()
+	links, err := netns.Dump(h.LinkList)
 	if err != nil {
 		return fmt.Errorf("pod network: list links: %w", err)
 	}

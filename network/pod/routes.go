@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"knarr/network"
+	"knarr/network/netns"
 	"knarr/network/sysctl"
 )
 
@@ -211,7 +212,9 @@ func (n *Network) removeStale(h *netlink.Handle, want map[netip.Prefix]bool) err
 
 // ourRoutes are the routes that carry our protocol number, in both families.
 func ourRoutes(h *netlink.Handle) ([]netlink.Route, error) {
-	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: network.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+	routes, err := netns.Dump(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: network.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("pod network: list routes: %w", err)
 	}
@@ -220,7 +223,7 @@ func ourRoutes(h *netlink.Handle) ([]netlink.Route, error) {
 
 // checkCollisions reports routes and addresses of the machine, made by somebody else, that lie in the cluster's pod ranges.
 func (n *Network) checkCollisions(h *netlink.Handle) error {
-	routes, err := h.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := netns.Dump(func() ([]netlink.Route, error) { return h.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("pod network: list routes: %w", err)
 	}
@@ -246,7 +249,7 @@ func onLink(h *netlink.Handle, ip netip.Addr) bool {
 
 // uplinkMTU is the MTU of the link of the default route, in bytes; without one that of the first link that is up, else defaultMTU.
 func uplinkMTU(h *netlink.Handle) int {
-	routes, err := h.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := netns.Dump(func() ([]netlink.Route, error) { return h.RouteList(nil, netlink.FAMILY_ALL) })
 	if err == nil {
 		for _, r := range routes {
 			if dst, ok := prefixOf(r.Dst); ok && dst.Bits() == 0 {
@@ -275,7 +278,7 @@ func Purge(opt Options) error {
 		}
 	}
 	errs := []error{deleteLink(h, vxlanLink)}
-	links, err := h.LinkList()
+	links, err := netns.Dump(h.LinkList)
 	errs = append(errs, err)
 	for _, l := range links {
 		if strings.HasPrefix(l.Attrs().Alias, aliasPrefix(opt.Cluster)) {
@@ -347,7 +350,7 @@ func purgeAddresses(h *netlink.Handle, opt Options) error {
 	if err != nil {
 		return err
 	}
-	addrs, err := h.AddrList(lo, netlink.FAMILY_ALL)
+	addrs, err := netns.Dump(func() ([]netlink.Addr, error) { return h.AddrList(lo, netlink.FAMILY_ALL) })
 	if err != nil {
 		return err
 	}

@@ -201,7 +201,9 @@ func Purge(opt Options) error {
 		return errors.Join(append(errs, err)...)
 	}
 	filter := &netlink.Route{Protocol: network.RouteProtocol, LinkIndex: lo.Attrs().Index}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_OIF)
+	routes, err := netns.Dump(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_OIF)
+	})
 	errs = append(errs, err)
 	for _, r := range routes {
 		if r.Type == unix.RTN_UNICAST {
