@@ -154,19 +154,29 @@ func (s *server) start(t *testing.T, env ...string) {
 	s.exited = make(chan struct{})
 	cmd, exited := s.cmd, s.exited
 	go func() { _ = cmd.Wait(); close(exited) }()
-	t.Cleanup(func() {
-		s.stop(unix.SIGTERM)
-		if t.Failed() {
-			data, _ := os.ReadFile(s.log)
-			t.Logf("%s:\n%s", s.dir, data[max(0, len(data)-6000):])
-		}
-	})
+	t.Cleanup(func() { s.end(t) })
 	line, _ := bufio.NewReader(ready).ReadString('\n')
 	require.Equal(t, "READY\n", line, "the server did not start")
 	s.config, err = clientcmd.BuildConfigFromFlags("", filepath.Join(s.dir, "admin.kubeconfig"))
 	require.NoError(t, err)
 	s.config.QPS = -1
 	s.Clientset = kubernetes.NewForConfigOrDie(s.config)
+}
+
+// end stops the server. Of a test that failed it says what the server logged and, where KNARR_SEVERAL_LOGS names a directory, leaves there the whole
+// of it, with what each goroutine did in the end.
+func (s *server) end(t *testing.T) {
+	if !t.Failed() {
+		s.stop(unix.SIGTERM)
+		return
+	}
+	data, _ := os.ReadFile(s.log)
+	t.Logf("%s:\n%s", s.dir, data[max(0, len(data)-6000):])
+	s.stop(unix.SIGQUIT)
+	if dir := os.Getenv("KNARR_SEVERAL_LOGS"); dir != "" {
+		data, _ = os.ReadFile(s.log)
+		_ = os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d.log", filepath.Base(s.dir), s.cmd.Process.Pid)), data, 0o600)
+	}
 }
 
 // fails runs the server, which must end by itself, and gives what it said.
