@@ -58,7 +58,7 @@ check:
 # Each target for a while, one after the other: make fuzz FUZZTIME=10m. The compiler instruments all of Kubernetes for it once.
 fuzz: FUZZTIME ?= 10m
 fuzz:
-	for f in $(FUZZ); do go test -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime $(FUZZTIME) -parallel 1 ./$${f%:*}; done
+	for f in $(FUZZ); do go test -run '^$$' -fuzz "^$${f#*:}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 2s -parallel 1 ./$${f%:*}; done
 
 # Helm, Kustomize, client-go, controller-runtime and operators against a cluster of ours. See docs/clients.md.
 clients: build testdeps kubectl
