@@ -39,6 +39,8 @@ type record struct {
 	NodeCIDR    string   `json:"nodeCIDR"`
 	ClusterDNS  string   `json:"clusterDNS"`
 	ServerNames []string `json:"serverNames,omitempty"`
+	// RegistryConfigPath is empty in records of before it was there: then it is the default.
+	RegistryConfigPath string `json:"registryConfigPath,omitempty"`
 	// APIFlags are flags of the API server that `up` was given, as arguments of `server`.
 	APIFlags []string `json:"apiFlags,omitempty"`
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -26,6 +27,8 @@ const (
 	DefaultNodeCIDR    = "10.41.0.0/16"
 	DefaultClusterDNS  = "10.43.0.10"
 	DefaultDomain      = "cluster.local"
+	// DefaultRegistryConfigPath is containerd's.
+	DefaultRegistryConfigPath = "/etc/containerd/certs.d"
 
 	// MaxNodes bounds the nodes of one cluster on one machine.
 	MaxNodes = 64
@@ -74,11 +77,12 @@ type ServerConfig struct {
 	API *options.Options
 	// NoAgent leaves out the agent of the server's own node.
 	NoAgent bool
-	// NodeName, NodeIP, KubeletPort, ShimPath: as in AgentConfig, for the server's own node.
-	NodeName    string
-	NodeIP      netip.Addr
-	KubeletPort int
-	ShimPath    string
+	// NodeName, NodeIP, KubeletPort, ShimPath, RegistryConfigPath: as in AgentConfig, for the server's own node.
+	NodeName           string
+	NodeIP             netip.Addr
+	KubeletPort        int
+	ShimPath           string
+	RegistryConfigPath string
 	// Ready is told once that the API serves; never nil.
 	Ready func()
 }
@@ -109,6 +113,8 @@ type AgentConfig struct {
 	KubeletPort int
 	// ShimPath is the knarr-shim program; empty means beside the running program, then in PATH.
 	ShimPath string
+	// RegistryConfigPath is the directory of containerd's hosts.toml files, which name the mirrors of registries. It may be missing.
+	RegistryConfigPath string
 	// Ready is told once that the node is registered; never nil.
 	Ready func()
 }
@@ -155,6 +161,16 @@ func validatePort(what string, port int) error {
 	return nil
 }
 
+func validateRegistries(dir string) error {
+	if !filepath.IsAbs(dir) {
+		return fmt.Errorf("--registry-config-path %q is not an absolute path of a directory", dir)
+	}
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return fmt.Errorf("--registry-config-path %s is not a directory: it holds one for each registry, such as %s", dir, filepath.Join(dir, "docker.io", "hosts.toml"))
+	}
+	return nil
+}
+
 // Validate reports everything that is wrong with the configuration.
 func (c ServerConfig) Validate() error {
 	errs := []error{
@@ -170,7 +186,7 @@ func (c ServerConfig) Validate() error {
 		errs = append(errs, err)
 	}
 	if !c.NoAgent {
-		errs = append(errs, validateName("node name", c.NodeName), validatePort("--kubelet-port", c.KubeletPort))
+		errs = append(errs, validateName("node name", c.NodeName), validatePort("--kubelet-port", c.KubeletPort), validateRegistries(c.RegistryConfigPath))
 		if c.KubeletPort == c.Port {
 			errs = append(errs, fmt.Errorf("--port and --kubelet-port are both %d", c.Port))
 		}
@@ -202,6 +218,7 @@ func (c AgentConfig) Validate() error {
 		validateName("cluster name", c.Name),
 		validateName("node name", c.NodeName),
 		validatePort("--kubelet-port", c.KubeletPort),
+		validateRegistries(c.RegistryConfigPath),
 	}
 	if !filepath.IsAbs(c.Dir) {
 		errs = append(errs, fmt.Errorf("data directory %q is not an absolute path", c.Dir))

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Environment of processes that `up` starts.
@@ -40,13 +41,31 @@ func (r *rangeFlags) flags(c *cobra.Command) {
 	f.StringVar(&r.ServiceCIDR, "service-cidr", DefaultServiceCIDR, "addresses of services")
 	f.StringVar(&r.NodeCIDR, "node-cidr", DefaultNodeCIDR, "addresses of the links to further nodes on this machine")
 	f.StringVar(&r.ClusterDNS, "cluster-dns", DefaultClusterDNS, "address of the cluster's DNS, in --service-cidr")
+	registryFlag(f, &r.RegistryConfigPath)
 	f.StringSliceVar(&r.ServerNames, "tls-san", nil, "further names and addresses of the API, for its certificate")
+}
+
+// registryFlag says where a node reads of mirrors.
+func registryFlag(f *pflag.FlagSet, dir *string) {
+	f.StringVar(dir, "registry-config-path", DefaultRegistryConfigPath, "directory of containerd's hosts.toml files, which name mirrors of registries; read at each pull, may be missing")
+}
+
+// absolute is path in a form that holds in another directory, too; nothing stays nothing.
+func absolute(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	return filepath.Abs(path)
 }
 
 // config turns flags into the server's configuration.
 func (r record) config(dir string) (ServerConfig, error) {
 	c := ServerConfig{Name: r.Name, Dir: dir, Port: r.Port, KubeletPort: r.KubeletPort, ServerNames: r.ServerNames,
 		Domain: DefaultDomain, NodeName: NodeName(r.Name, 0), Ready: func() {}}
+	var err error
+	if c.RegistryConfigPath, err = absolute(r.RegistryConfigPath); err != nil {
+		return c, err
+	}
 	var errs []error
 	addr := func(flag, s string) netip.Addr {
 		a, err := netip.ParseAddr(s)
@@ -188,6 +207,9 @@ func newAgent(s System) *cobra.Command {
 			if config.NodeIP, err = optionalAddr("--node-ip", nodeIP); err != nil {
 				return err
 			}
+			if config.RegistryConfigPath, err = absolute(config.RegistryConfigPath); err != nil {
+				return err
+			}
 			if err := config.Validate(); err != nil {
 				return usageError{err}
 			}
@@ -208,6 +230,7 @@ func newAgent(s System) *cobra.Command {
 	f.StringVar(&config.NodeName, "node-name", "", "name of the node (default: the host's)")
 	f.StringVar(&nodeIP, "node-ip", "", "address of the node (default: that of the link to the server)")
 	f.IntVar(&config.KubeletPort, "kubelet-port", DefaultKubeletPort, "TCP port of the node's own API")
+	registryFlag(f, &config.RegistryConfigPath)
 	f.StringVar(&shimPath, "shim", "", "the knarr-shim program (default: beside knarr)")
 	return c
 }

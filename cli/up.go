@@ -124,6 +124,9 @@ func (u *upFlags) run(ctx context.Context, cmd *cobra.Command) error {
 func (u *upFlags) merge(c *cluster) (r record, fresh bool, err error) {
 	r = u.record
 	r.Name, r.Nodes = c.name, u.nodes
+	if r.RegistryConfigPath, err = absolute(r.RegistryConfigPath); err != nil {
+		return r, false, err
+	}
 	if r.Nodes < 1 || r.Nodes > MaxNodes {
 		return r, false, usageError{fmt.Errorf("--nodes %d: 1 to %d are possible", r.Nodes, MaxNodes)}
 	}
@@ -141,12 +144,12 @@ func (u *upFlags) merge(c *cluster) (r record, fresh bool, err error) {
 	}{
 		{"bind-address", &old.Bind, &r.Bind, false}, {"pod-cidr", &old.PodCIDR, &r.PodCIDR, true},
 		{"service-cidr", &old.ServiceCIDR, &r.ServiceCIDR, true}, {"node-cidr", &old.NodeCIDR, &r.NodeCIDR, true},
-		{"cluster-dns", &old.ClusterDNS, &r.ClusterDNS, true},
+		{"cluster-dns", &old.ClusterDNS, &r.ClusterDNS, true}, {"registry-config-path", &old.RegistryConfigPath, &r.RegistryConfigPath, false},
 	} {
 		if u.set(f.flag) && f.fixed && *f.is != *f.to {
 			return r, false, usageError{fmt.Errorf("cluster %q was made with --%s %s: that cannot change (`knarr down --purge` first)", c.name, f.flag, *f.is)}
 		}
-		if !u.set(f.flag) {
+		if !u.set(f.flag) && *f.is != "" {
 			*f.to = *f.is
 		}
 	}
@@ -331,7 +334,8 @@ func (s *starter) nodeNamespaces() ([]nodens.Node, error) {
 func (s *starter) serverArgs() []string {
 	args := []string{"server", "--name", s.name, "--data-dir", filepath.Dir(s.dir), "--port", strconv.Itoa(s.Port),
 		"--kubelet-port", strconv.Itoa(s.KubeletPort), "--bind-address", s.Bind, "--pod-cidr", s.PodCIDR,
-		"--service-cidr", s.ServiceCIDR, "--node-cidr", s.NodeCIDR, "--cluster-dns", s.ClusterDNS}
+		"--service-cidr", s.ServiceCIDR, "--node-cidr", s.NodeCIDR, "--cluster-dns", s.ClusterDNS,
+		"--registry-config-path", s.RegistryConfigPath}
 	if len(s.ServerNames) > 0 {
 		args = append(args, "--tls-san", strings.Join(s.ServerNames, ","))
 	}
@@ -359,7 +363,7 @@ func (s *starter) startAgent(n nodens.Node, token pki.Token) error {
 	s.progress.now("starting node %s", name)
 	c, err := spawn("node "+name, n.NetNS, s.agentLog(name), []string{"agent", "--name", s.name, "--data-dir", filepath.Dir(s.dir),
 		"--server", serverURL(n.Gateway.String(), s.Port), "--node-name", name, "--node-ip", n.Address.String(),
-		"--kubelet-port", strconv.Itoa(s.KubeletPort)}, []string{"KNARR_TOKEN=" + token.String()})
+		"--kubelet-port", strconv.Itoa(s.KubeletPort), "--registry-config-path", s.RegistryConfigPath}, []string{"KNARR_TOKEN=" + token.String()})
 	if err != nil {
 		return err
 	}

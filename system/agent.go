@@ -57,7 +57,7 @@ func runAgent(ctx context.Context, config cli.AgentConfig, identity *pki.NodeIde
 	factory := informers.NewSharedInformerFactory(kube, 0)
 	n, err := newNode(g.ctx, nodeConfig{
 		cluster: cluster, clusterName: config.Name, dir: config.Dir, name: config.NodeName, ip: config.NodeIP,
-		gateway: gatewayOf(config, cluster), port: config.KubeletPort, shim: config.ShimPath,
+		gateway: gatewayOf(config, cluster), port: config.KubeletPort, shim: config.ShimPath, registries: config.RegistryConfigPath,
 		client: client, informers: factory, serving: identity.ServingTLS(), registered: config.Ready, log: slog.Default(),
 	})
 	if err != nil {

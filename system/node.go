@@ -54,6 +54,7 @@ type nodeConfig struct {
 	gateway     netip.Addr // set for a node that is a namespace of the server's machine
 	port        int
 	shim        string
+	registries  string // see image.Options.RegistryConfigPath
 	client      *rest.Config
 	informers   informers.SharedInformerFactory
 	pods        cache.SharedIndexInformer // nil: the agent watches its own
@@ -81,7 +82,9 @@ func newNode(ctx context.Context, c nodeConfig) (*node, error) {
 		return nil, fmt.Errorf("the node's directory is not usable: %w", err)
 	}
 	var err error
-	if n.images, err = image.Open(ctx, image.Options{Root: filepath.Join(dir, "images"), SharedContent: filepath.Join(c.dir, sharedContentDir), ImportedWhenUnreachable: true}); err != nil {
+	n.images, err = image.Open(ctx, image.Options{Root: filepath.Join(dir, "images"), SharedContent: filepath.Join(c.dir, sharedContentDir),
+		RegistryConfigPath: c.registries, ImportedWhenUnreachable: true})
+	if err != nil {
 		return nil, err
 	}
 	if err := n.connect(); err != nil {

@@ -406,7 +406,7 @@ func (p *controlPlane) newNode(ctx context.Context) (*node, error) {
 	mine.Tweak = func(o *metav1.ListOptions) { o.FieldSelector = "spec.nodeName=" + name }
 	p.pods = client.NewFactory(mine)
 	return newNode(ctx, nodeConfig{
-		cluster: p.clusterInfo(), clusterName: c.Name, dir: c.Dir, name: name, ip: ip, port: c.KubeletPort, shim: c.ShimPath,
+		cluster: p.clusterInfo(), clusterName: c.Name, dir: c.Dir, name: name, ip: ip, port: c.KubeletPort, shim: c.ShimPath, registries: c.RegistryConfigPath,
 		client:    client.Config(&p.handler, client.User(pki.NodeUserPrefix+name, pki.NodeGroup, "system:authenticated")),
 		informers: p.informers, pods: p.pods.Core().V1().Pods().Informer(),
 		serving:    p.authority.NodeServingTLS(name, func() []string { return []string{ip.String()} }),

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/stretchr/testify/require"
 
+	"knarr/internal/rig"
 	"knarr/internal/rig/machine"
 )
 
@@ -149,4 +150,51 @@ func TestImageImport(t *testing.T) {
 	require.NotContains(t, list, tag.TagStr())
 	_, err = c.Run(t.Context(), "image import", "/dev/null")
 	require.ErrorContains(t, err, "archive")
+}
+
+// mirrorsOf is the directory that names the mirrors of a cluster's registries; TestMirrors makes and removes it.
+func mirrorsOf(c *rig.Cluster) string { return filepath.Join(os.TempDir(), c.Name+"-certs.d") }
+
+// TestMirrors: pods of all nodes get an image of a registry that does not exist from its mirror, which a running cluster is told of; a file
+// that is wrong is named in the pod's event.
+func TestMirrors(t *testing.T) {
+	c := theCluster(t)
+	ns := namespace(t, c)
+	store := registry.New()
+	var asked atomic.Int32
+	l, err := net.Listen("tcp", net.JoinHostPort(machine.IP, "0"))
+	require.NoError(t, err)
+	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		store.ServeHTTP(w, r)
+	})}}
+	s.Start()
+	defer s.Close()
+	push(t, store, "/v2/tools/busybox", busyboxImage(t))
+	dir := filepath.Join(mirrorsOf(c), "registry.invalid")
+	require.NoError(t, os.MkdirAll(dir, 0o755))
+	defer os.RemoveAll(mirrorsOf(c))
+	hosts := func(text string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644))
+	}
+	run := func(pod string, node int) {
+		must(t, c, "run", pod, "-n", ns, "--image=registry.invalid/tools/busybox:1", "--image-pull-policy=Always",
+			fmt.Sprintf(`--overrides={"spec":{"nodeName":"%s-%d","terminationGracePeriodSeconds":0}}`, c.Name, node))
+	}
+	hosts(fmt.Sprintf("server = %q", s.URL))
+	for i := range nodes {
+		run(fmt.Sprintf("p%d", i), i)
+	}
+	mustBeReady(t, c, ns)
+	before := asked.Load()
+	run("again", 0)
+	mustBeReady(t, c, ns)
+	require.Greater(t, asked.Load(), before, "policy Always asks again for an image that is there")
+
+	hosts("servr = 5")
+	run("broken", 1)
+	eventually(t, settle, "the event names file and key", func() (bool, string) {
+		out := must(t, c, "describe", "pod", "broken", "-n", ns)
+		return strings.Contains(out, filepath.Join(dir, "hosts.toml")+": servr: line 1: there is no such key"), out
+	})
 }

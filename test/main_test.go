@@ -51,6 +51,7 @@ func newCluster(t testing.TB, suffix string) *rig.Cluster {
 	t.Helper()
 	c := machine.Cluster(programs, suffix, "--port", apiPort, "--kubelet-port", kubeletPort)
 	require.NotNil(t, c, "these tests run inside their machine")
+	c.UpArgs = append(c.UpArgs, "--registry-config-path", mirrorsOf(c))
 	return c
 }
 

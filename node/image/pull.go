@@ -31,7 +31,7 @@ type Progress struct {
 	Done, Total int64
 }
 
-// Pull gets the image ref from its registry (or a mirror of that) and names it; a name that means another image moves.
+// Pull gets the image ref from its registry, or a mirror of that (Options.RegistryConfigPath), and names it; a name that means another image moves.
 // Where the registry's image is here already only its name is asked for. The pulled image is not pinned.
 //
 // Calls for the same image with the same credentials share the work. progress may be nil; it is called from one

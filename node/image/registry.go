@@ -3,16 +3,14 @@ package image
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -23,7 +21,7 @@ import (
 const (
 	// lookupTimeout bounds the DNS lookup of a registry: without a network it fails soon instead of by retries.
 	lookupTimeout = 4 * time.Second
-	// dialTimeout bounds one connection attempt.
+	// dialTimeout bounds one connection attempt where hosts.toml does not.
 	dialTimeout = 10 * time.Second
 	// headerTimeout bounds the wait for the answer to a request.
 	headerTimeout = 30 * time.Second
@@ -32,11 +30,10 @@ const (
 
 	dockerHub     = "docker.io"
 	dockerHubHost = "registry-1.docker.io"
-	anyRegistry   = "*"
 )
 
 // Auth is what a registry is told about who pulls. The zero value is anonymous. It is sent to the registry that the
-// image's name has in it (and its token server), never to mirrors, which have their own in RegistryConfig.
+// image's name has in it (and its token server), never to mirrors, whose own stand in hosts.toml.
 type Auth struct {
 	Username, Password string
 	// Auth is base64 of "user:password", used where Username is empty.
@@ -91,97 +88,19 @@ func (a Auth) isFor(host string) bool {
 	return addr == host || hub(addr) && hub(host)
 }
 
-// RegistryConfig says where images are pulled from.
-type RegistryConfig struct {
-	// Registries maps the host of image names ("docker.io", "registry.example.com:5000", "*" for all without an entry
-	// of their own) to the endpoints that are asked in turn. The registry itself comes last where it is not among them.
-	Registries map[string][]Endpoint `json:"registries,omitempty"`
-}
-
-// Endpoint is a registry or a mirror.
-type Endpoint struct {
-	// URL is http:// or https://, host, and a path where the API is not at /v2.
-	URL string `json:"url"`
-	// CA are PEM certificates to trust for this endpoint, besides those of the system; CAFile is a file with such.
-	CA     string `json:"ca,omitempty"`
-	CAFile string `json:"caFile,omitempty"`
-	// CertFile and KeyFile are the client certificate, where the endpoint wants one.
-	CertFile string `json:"certFile,omitempty"`
-	KeyFile  string `json:"keyFile,omitempty"`
-	// Insecure takes any certificate.
-	Insecure bool `json:"insecure,omitempty"`
-	// Username and Password are sent to this endpoint in place of the pull's own credentials.
-	Username string `json:"username,omitempty"`
-	Password string `json:"password,omitempty"`
-}
-
-func (c RegistryConfig) validate() error {
-	for host, endpoints := range c.Registries {
-		for _, e := range endpoints {
-			if _, err := e.parse(); err != nil {
-				return fmt.Errorf("registry %s: %w", host, err)
-			}
-			if _, err := e.tls(); err != nil {
-				return fmt.Errorf("registry %s: endpoint %s: %w", host, e.URL, err)
-			}
-		}
-	}
-	return nil
-}
-
-func (e Endpoint) parse() (*url.URL, error) {
-	u, err := url.Parse(e.URL)
-	if err != nil {
-		return nil, fmt.Errorf("endpoint %q: %w", e.URL, err)
-	}
-	if u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fmt.Errorf("endpoint %q must be http://host or https://host", e.URL)
-	}
-	return u, nil
-}
-
-func (e Endpoint) tls() (*tls.Config, error) {
-	c := &tls.Config{InsecureSkipVerify: e.Insecure, MinVersion: tls.VersionTLS12}
-	pem := []byte(e.CA)
-	if e.CAFile != "" {
-		raw, err := os.ReadFile(e.CAFile)
-		if err != nil {
-			return nil, err
-		}
-		pem = append(append(pem, '\n'), raw...)
-	}
-	if len(pem) > 0 {
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, errors.New("no PEM certificate in its CA")
-		}
-		c.RootCAs = pool
-	}
-	if e.CertFile != "" || e.KeyFile != "" {
-		pair, err := tls.LoadX509KeyPair(e.CertFile, e.KeyFile)
-		if err != nil {
-			return nil, err
-		}
-		c.Certificates = []tls.Certificate{pair}
-	}
-	return c, nil
-}
-
-// hosts gives the resolver of one pull its endpoints. Connections live as long as the pull.
+// hosts gives the resolver of one pull its endpoints. The configuration is read once a pull; connections live as long as that.
 type hosts struct {
-	config   RegistryConfig
+	config   string // Options.RegistryConfigPath
 	auth     Auth
 	resolver *net.Resolver
 
 	mu         sync.Mutex
+	known      map[string][]docker.RegistryHost
 	transports []*http.Transport
 }
 
 func newHosts(o Options, a Auth) *hosts {
-	h := &hosts{config: o.Registries, auth: a, resolver: o.Resolver}
+	h := &hosts{config: o.RegistryConfigPath, auth: a, resolver: o.Resolver, known: map[string][]docker.RegistryHost{}}
 	if h.resolver == nil {
 		h.resolver = net.DefaultResolver
 	}
@@ -200,78 +119,56 @@ func (h *hosts) close() {
 
 // of returns the endpoints for images whose name has the registry host, in the order in which they are asked.
 func (h *hosts) of(host string) ([]docker.RegistryHost, error) {
-	endpoints, ok := h.config.Registries[host]
-	if !ok {
-		endpoints = h.config.Registries[anyRegistry]
-	}
-	self := host
-	if host == dockerHub {
-		self = dockerHubHost
-	}
-	var list []docker.RegistryHost
-	named := false
-	for _, e := range endpoints {
-		u, err := e.parse()
-		if err != nil {
-			return nil, err
-		}
-		r, err := h.endpoint(e, u, u.Host == self || u.Host == host)
-		if err != nil {
-			return nil, err
-		}
-		named = named || u.Host == self || u.Host == host
-		list = append(list, r)
-	}
-	if named {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if list, ok := h.known[host]; ok {
 		return list, nil
 	}
-	u := &url.URL{Scheme: "https", Host: self}
-	r, err := h.endpoint(Endpoint{}, u, true)
+	endpoints, err := endpointsOf(h.config, host)
 	if err != nil {
 		return nil, err
 	}
-	if docker.IsLocalhost(host) {
-		r.Client.Transport = docker.NewHTTPFallback(r.Client.Transport)
+	list := make([]docker.RegistryHost, len(endpoints))
+	for i, e := range endpoints {
+		list[i] = h.host(e)
 	}
-	return append(list, r), nil
+	h.known[host] = list
+	return list, nil
 }
 
-// endpoint makes what the resolver needs to talk to u. own: it is the registry of the image's name, not a mirror.
-func (h *hosts) endpoint(e Endpoint, u *url.URL, own bool) (docker.RegistryHost, error) {
-	conf, err := e.tls()
-	if err != nil {
-		return docker.RegistryHost{}, fmt.Errorf("endpoint %s: %w", e.URL, err)
-	}
-	t := h.newTransport(conf)
-	h.mu.Lock()
+// host makes what the resolver needs to talk to e.
+func (h *hosts) host(e endpoint) docker.RegistryHost {
+	t := h.newTransport(e)
 	h.transports = append(h.transports, t)
-	h.mu.Unlock()
-	path := strings.TrimRight(u.Path, "/")
-	if path == "" {
-		path = "/v2"
-	}
 	client := &http.Client{Transport: t}
+	if e.plainToo {
+		client.Transport = docker.NewHTTPFallback(t)
+	}
 	return docker.RegistryHost{
 		Client:       client,
-		Authorizer:   h.authorizer(e, u.Host, own, client),
-		Host:         u.Host,
-		Scheme:       u.Scheme,
-		Path:         path,
-		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
-	}, nil
+		Authorizer:   h.authorizer(e, client),
+		Host:         e.url.Host,
+		Scheme:       e.url.Scheme,
+		Path:         e.url.Path,
+		Capabilities: e.capabilities,
+		Header:       e.header,
+	}
 }
 
-func (h *hosts) authorizer(e Endpoint, host string, own bool, client *http.Client) docker.Authorizer {
-	a := Auth{Username: e.Username, Password: e.Password}
-	if e.Username == "" && own && h.auth.isFor(host) {
+func (h *hosts) authorizer(e endpoint, client *http.Client) docker.Authorizer {
+	host := e.url.Host
+	a := Auth{}
+	if e.own && h.auth.isFor(host) {
 		a = h.auth
 	}
 	if a.RegistryToken != "" {
 		return bearer{host: host, token: a.RegistryToken}
 	}
+	header := h.headers()
+	maps.Copy(header, e.header)
 	return docker.NewDockerAuthorizer(
 		docker.WithAuthClient(client),
-		docker.WithAuthHeader(h.headers()),
+		docker.WithAuthHeader(header),
 		docker.WithAuthCreds(func(challenger string) (string, string, error) {
 			if challenger != host {
 				return "", "", nil // a host that the registry redirected to
@@ -294,11 +191,13 @@ func (b bearer) AddResponses(context.Context, []*http.Response) error {
 	return fmt.Errorf("the registry refused the token: %w", docker.ErrInvalidAuthorization)
 }
 
-func (h *hosts) newTransport(conf *tls.Config) *http.Transport {
+func (h *hosts) newTransport(e endpoint) *http.Transport {
 	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           h.dial,
-		TLSClientConfig:       conf,
+		Proxy: http.ProxyFromEnvironment,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return h.dial(ctx, network, addr, e.dialTimeout)
+		},
+		TLSClientConfig:       e.tls,
 		TLSHandshakeTimeout:   dialTimeout,
 		ResponseHeaderTimeout: headerTimeout,
 		MaxIdleConns:          maxConcurrentLayers,
@@ -314,8 +213,8 @@ type dialError struct{ err error }
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-// dial connects like net.Dialer but gives up on DNS sooner. Its errors are dialErrors.
-func (h *hosts) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+// dial connects like net.Dialer but gives up on DNS sooner. limit bounds each attempt. Its errors are dialErrors.
+func (h *hosts) dial(ctx context.Context, network, addr string, limit time.Duration) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
@@ -326,7 +225,7 @@ func (h *hosts) dial(ctx context.Context, network, addr string) (net.Conn, error
 	if err != nil {
 		return nil, &dialError{&net.OpError{Op: "dial", Net: network, Err: err}}
 	}
-	d := net.Dialer{Timeout: dialTimeout}
+	d := net.Dialer{Timeout: limit}
 	var errs []error
 	for _, a := range addrs {
 		conn, err := d.DialContext(ctx, network, net.JoinHostPort(a, port))

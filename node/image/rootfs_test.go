@@ -248,8 +248,6 @@ func TestOpenBad(t *testing.T) {
 	require.NoError(t, os.WriteFile(f, nil, 0o644))
 	_, err = Open(t.Context(), Options{Root: f})
 	require.ErrorContains(t, err, "not a directory")
-	_, err = Open(t.Context(), Options{Root: t.TempDir(), Registries: RegistryConfig{Registries: map[string][]Endpoint{"a": {{URL: "ftp://x"}}}}})
-	require.ErrorContains(t, err, "must be http://host")
 }
 
 func BenchmarkOpen(b *testing.B) {

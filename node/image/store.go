@@ -47,9 +47,10 @@ type Options struct {
 	// SharedContent is a directory in which the nodes of one machine share blobs by hard links; it must be on the file
 	// system of Root. Empty: nothing is shared. On another file system sharing has no effect.
 	SharedContent string
-	// Registries says where and how images are pulled. The zero value: each image from the registry in its name, by
-	// HTTPS (loopback registries: HTTPS, then HTTP).
-	Registries RegistryConfig
+	// RegistryConfigPath is a directory with a directory for each registry whose images come from mirrors, in containerd's form
+	// (<host>/hosts.toml, _default/hosts.toml; see docs/registries.md). It is read at each pull, and may be missing. Empty, or
+	// for a registry that has no directory: by HTTPS from the registry in the image's name (a loopback one: HTTPS, then HTTP).
+	RegistryConfigPath string
 	// Resolver looks up registries. Nil: that of the system.
 	Resolver *net.Resolver
 	// ImportedWhenUnreachable makes Pull answer with the imported image of that name when its registry cannot be reached,
@@ -98,9 +99,6 @@ type Store struct {
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.Root == "" {
 		return nil, errors.New("image store: Root is not set")
-	}
-	if err := o.Registries.validate(); err != nil {
-		return nil, err
 	}
 	s := &Store{opts: o, platform: platforms.Default(), recovered: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(s.background())
