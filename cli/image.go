@@ -82,11 +82,13 @@ func (w *where) eachNode(f func(n nodeImages) error) error {
 func newImageBuild() *cobra.Command {
 	var w where
 	var o image.BuildOptions
+	var output string
 	c := &cobra.Command{
 		Use:   "build -t REF PATH",
 		Short: "Pack a static binary, a Go package or a root file system directory into an image",
 		Long: `Pack PATH into an image of one layer and load it into every node: a static binary, a directory with a Go program
-(built without cgo), or a directory that becomes the root file system.`,
+(built without cgo), or a directory that becomes the root file system. With --output it goes to a file instead, for
+` + "`knarr image import`" + ` and every other program that reads OCI layouts.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.Ref == "" {
@@ -101,12 +103,16 @@ func newImageBuild() *cobra.Command {
 				return err
 			}
 			defer a.Close()
+			if output != "" {
+				return writeArchive(cmd, a, output)
+			}
 			return w.importAll(cmd, p, a.File)
 		},
 	}
 	w.flags(c)
 	f := c.Flags()
 	f.StringVarP(&o.Ref, "tag", "t", "", "name of the image")
+	f.StringVarP(&output, "output", "o", "", "file to write the image to, as an OCI layout in a tar, instead of loading it")
 	f.StringArrayVar(&o.Entrypoint, "entrypoint", nil, "program of its containers, one argument a flag (default: the binary)")
 	f.StringArrayVar(&o.Cmd, "cmd", nil, "default arguments, one a flag")
 	f.StringArrayVarP(&o.Env, "env", "e", nil, "environment, NAME=value")
@@ -114,6 +120,24 @@ func newImageBuild() *cobra.Command {
 	f.StringVar(&o.WorkingDir, "workdir", "", "working directory of its containers")
 	f.StringArrayVar(&o.ExposedPorts, "expose", nil, "port that it listens on, such as 8080 or 53/udp")
 	return c
+}
+
+// writeArchive leaves no half of a file behind.
+func writeArchive(cmd *cobra.Command, a *image.Archive, path string) error {
+	part := path + ".part"
+	f, err := os.Create(part)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, a.File)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(part, path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(part))
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s %s\n", path, a.Ref, a.ID)
+	return nil
 }
 
 // importAll loads an archive into every node, from its beginning each time.

@@ -1,6 +1,7 @@
 // Command conformance runs the end-to-end suite of Kubernetes itself (e2e.test, built from its module) against a cluster
 // of knarr on this machine: it builds the suite, kubectl and the images that the tests start, brings a cluster up, loads
-// the images on every node, runs what the expressions name, and takes everything down again.
+// the images on every node, serves them as the mirror of the registries in their names, runs what the expressions name, and
+// takes everything down again.
 //
 // It is a Go module of its own: the suite needs modules that the product must not depend on. `make conformance` calls it.
 package main
@@ -26,13 +27,15 @@ type config struct {
 	top, out string
 	// knarr is the program under test; knarr-shim lies beside it. Empty: what `make build` made.
 	knarr string
-	// name is the cluster that the kit makes and purges.
-	name string
+	// name is the cluster that the kit makes and purges; dataDir is the directory for its data, empty for the default.
+	name, dataDir string
+	// pictures are the images that the nodes get.
+	pictures []picture
 	// focus and skip are ginkgo's regular expressions over the names of tests; an empty skip skips none.
 	focus, skip string
 	// parallel is how many tests run at once, nodes how many nodes the cluster gets.
 	parallel, nodes int
-	// kubeconfig is a running cluster with the images loaded, which is used and left alone. Empty: make one.
+	// kubeconfig is a running cluster that an earlier run with keep made, which is used and left alone. Empty: make one.
 	kubeconfig string
 	// prepare ends after the building; keep leaves the cluster running for further runs with kubeconfig.
 	prepare, keep bool
@@ -41,17 +44,18 @@ type config struct {
 }
 
 func main() {
-	c := config{}
+	c := config{pictures: pictures}
 	flag.StringVar(&c.top, "top", "../..", "directory of the project")
 	flag.StringVar(&c.knarr, "knarr", "", "program to test (default: bin/knarr of the project)")
 	flag.StringVar(&c.name, "name", "conformance", "name of the cluster to make")
+	flag.StringVar(&c.dataDir, "data-dir", "", "directory for the cluster's data (default: that of knarr)")
 	flag.StringVar(&c.out, "out", "", "directory of what is built and reported (default: out/conformance of the project)")
 	flag.StringVar(&c.focus, "focus", `\[Conformance\]`, "regular expression of the tests to run")
 	flag.StringVar(&c.skip, "skip", "", "regular expression of the tests to leave out")
 	flag.IntVar(&c.parallel, "parallel", 1, "tests at once")
-	flag.IntVar(&c.nodes, "nodes", 2, "nodes of the cluster")
-	flag.StringVar(&c.kubeconfig, "kubeconfig", "", "use this running cluster, which has the images, instead of one of our own")
-	flag.BoolVar(&c.prepare, "prepare", false, "only build the suite and the images' contents")
+	flag.IntVar(&c.nodes, "nodes", 3, "nodes of the cluster")
+	flag.StringVar(&c.kubeconfig, "kubeconfig", "", "use this running cluster of an earlier run with -keep instead of a new one")
+	flag.BoolVar(&c.prepare, "prepare", false, "only build the suite and the images")
 	flag.BoolVar(&c.keep, "keep", false, "leave the cluster running (knarr down --purge ends it)")
 	flag.DurationVar(&c.timeout, "timeout", 6*time.Hour, "how long the suite may take")
 	flag.Parse()
@@ -82,7 +86,10 @@ func run(ctx context.Context, c config) (err error) {
 	if err := c.buildPrograms(ctx); err != nil {
 		return err
 	}
-	if err := c.buildRoots(ctx); err != nil || c.prepare {
+	if err := c.buildRoots(ctx); err != nil {
+		return err
+	}
+	if err := c.pack(ctx); err != nil || c.prepare {
 		return err
 	}
 	defer func() { c.summarize(os.Stdout) }()
@@ -97,6 +104,11 @@ func run(ctx context.Context, c config) (err error) {
 			return err
 		}
 	}
+	m, err := c.mirror(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.close()) }()
 	return c.suite(ctx)
 }
 

@@ -17,12 +17,23 @@ import (
 	"strings"
 )
 
+// where are the flags of knarr that choose the kit's cluster.
+func (c config) where() []string {
+	args := []string{"--name", c.name}
+	if c.dataDir != "" {
+		args = append(args, "--data-dir", c.dataDir)
+	}
+	return args
+}
+
 // up makes a cluster of its own, without data of an earlier one, and returns its kubeconfig.
 func (c config) up(ctx context.Context) (string, error) {
-	if err := c.command(ctx, c.knarr, "up", "--name", c.name, "--nodes", strconv.Itoa(c.nodes)).Run(); err != nil {
+	args := append([]string{"up"}, c.where()...)
+	args = append(args, "--nodes", strconv.Itoa(c.nodes), "--registry-config-path", c.registries())
+	if err := c.command(ctx, c.knarr, args...).Run(); err != nil {
 		return "", fmt.Errorf("starting the cluster: %w", err)
 	}
-	out, err := exec.CommandContext(ctx, c.knarr, "kubeconfig", "--name", c.name).Output()
+	out, err := exec.CommandContext(ctx, c.knarr, append([]string{"kubeconfig"}, c.where()...)...).Output()
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("asking for the kubeconfig: %w", err), c.down(ctx))
 	}
@@ -31,7 +42,7 @@ func (c config) up(ctx context.Context) (string, error) {
 
 // down removes the cluster and its data.
 func (c config) down(ctx context.Context) error {
-	if err := c.command(ctx, c.knarr, "down", "--name", c.name, "--purge").Run(); err != nil {
+	if err := c.command(ctx, c.knarr, append([]string{"down", "--purge"}, c.where()...)...).Run(); err != nil {
 		return fmt.Errorf("stopping the cluster: %w", err)
 	}
 	return nil
