@@ -152,6 +152,9 @@ func TestListersReadTheStore(t *testing.T) {
 	_, _, err = st.Get("no object")
 	require.Error(t, err)
 	require.Equal(t, []string{"n/a", "n/b", "nn/a"}, st.ListKeys())
+	for namespace, has := range map[string]bool{"n": true, "nn": true, "": true, "nnn": false, "a": false} {
+		require.Equal(t, has, HasObjects(st, namespace), namespace)
+	}
 	require.Equal(t, strconv.FormatInt(w.Revision(), 10), st.LastStoreSyncResourceVersion())
 	require.NoError(t, st.Resync())
 	for _, err := range []error{st.Add(obj), st.Update(obj), st.Delete(obj), st.Replace(nil, "")} {

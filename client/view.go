@@ -158,8 +158,20 @@ func (v *view) prefix(t *store.Table) string {
 	return t.Prefix() + v.filter.namespace + "/"
 }
 
+// HasObjects says whether the store of one of this package's informers shows an object in the namespace. It looks at no more than it has to.
+func HasObjects(s cache.Store, namespace string) bool {
+	found := false
+	s.(*view).until(namespace, func(string, runtime.Object) bool { found = true; return false })
+	return found
+}
+
 // each calls fn for every object shown in the namespace ("" is all), with its informer key.
 func (v *view) each(namespace string, fn func(key string, obj runtime.Object)) {
+	v.until(namespace, func(key string, obj runtime.Object) bool { fn(key, obj); return true })
+}
+
+// until is each until fn gives false.
+func (v *view) until(namespace string, fn func(key string, obj runtime.Object) bool) {
 	t := v.table()
 	if t == nil || v.filter.namespace != "" && namespace != "" && namespace != v.filter.namespace {
 		return
@@ -171,7 +183,7 @@ func (v *view) each(namespace string, fn func(key string, obj runtime.Object)) {
 	cut := len(t.Prefix())
 	t.Snapshot().Ascend(prefix, "", func(r *store.Record) bool {
 		if obj, ok := v.see(r); ok {
-			fn(r.Key[cut:], obj)
+			return fn(r.Key[cut:], obj)
 		}
 		return true
 	})

@@ -15,6 +15,8 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/controller/namespace/deletion"
+
+	"knarr/client"
 )
 
 // Bounds of the namespace controller.
@@ -91,10 +93,8 @@ func (c *namespaceController) podGone(obj any) {
 	if err != nil {
 		return
 	}
-	if left, err := c.pods.IndexKeys(cache.NamespaceIndex, key.Namespace); err != nil || len(left) > 0 {
-		return
-	}
-	if ns, err := c.namespaces.Get(key.Namespace); err == nil {
+	ns, err := c.namespaces.Get(key.Namespace)
+	if err == nil && ns.DeletionTimestamp != nil && !client.HasObjects(c.pods, key.Namespace) {
 		c.changed(ns)
 	}
 }
