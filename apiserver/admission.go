@@ -8,7 +8,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/initializer"
-	admissionmetrics "k8s.io/apiserver/pkg/admission/metrics"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/apiserver/pkg/util/webhook"
@@ -20,9 +19,8 @@ import (
 
 // newAdmission builds the admission plugins that the options ask for, in upstream's order.
 func newAdmission(ctx context.Context, c *Config, client kubernetes.Interface, authz authorizer.Authorizer, mapper meta.RESTMapper,
-	services webhook.ServiceResolver) (admission.Interface, error) {
+	services webhook.ServiceResolver) (*plugins, error) {
 	o := c.options()
-	names, plugins := o.AdmissionPlugins(), o.Admission.GenericAdmission.Plugins
 	configs, err := o.AdmissionConfig()
 	if err != nil {
 		return nil, fmt.Errorf("admission: %w", err)
@@ -31,11 +29,23 @@ func newAdmission(ctx context.Context, c *Config, client kubernetes.Interface, a
 	if err != nil {
 		return nil, err
 	}
-	out, err := plugins.NewFromPlugins(names, configs, chain, admission.Decorators{admission.DecoratorFunc(admissionmetrics.WithControllerMetrics)})
-	if err != nil {
-		return nil, fmt.Errorf("make the admission plugins: %w", err)
+	out := newPlugins(findAdmissionVectors())
+	for _, name := range o.AdmissionPlugins() {
+		config, err := configs.ConfigFor(name)
+		if err != nil {
+			return nil, fmt.Errorf("configuration of admission plugin %s: %w", name, err)
+		}
+		plugin, err := o.Admission.GenericAdmission.Plugins.InitPlugin(name, config, chain)
+		if err != nil {
+			return nil, fmt.Errorf("make the admission plugins: %w", err)
+		}
+		var idle func(admission.Attributes) bool
+		if config == nil { // one that is configured may do more
+			idle = idleness{c.Registry}.of(name)
+		}
+		out.add(name, plugin, idle)
 	}
-	return admissionmetrics.WithStepMetrics(out), nil
+	return out, nil
 }
 
 // initializers hand the plugins what they ask for.

@@ -42,14 +42,15 @@ type metricsPage struct {
 	registry *api.Registry
 	inflight *inflight
 	reads    *readMetrics
+	admit    *plugins
 	own      metrics.KubeRegistry
 	counts   *metrics.GaugeVec
 	objects  *metrics.GaugeVec
 	pages    http.Handler
 }
 
-func newMetricsPage(registry *api.Registry, inflight *inflight, reads *readMetrics) *metricsPage {
-	p := &metricsPage{registry: registry, inflight: inflight, reads: reads, own: metrics.NewKubeRegistry()}
+func newMetricsPage(registry *api.Registry, inflight *inflight, reads *readMetrics, admit *plugins) *metricsPage {
+	p := &metricsPage{registry: registry, inflight: inflight, reads: reads, admit: admit, own: metrics.NewKubeRegistry()}
 	p.counts = metrics.NewGaugeVec(&metrics.GaugeOpts{
 		Name: "apiserver_storage_objects", StabilityLevel: metrics.STABLE,
 		Help: "[DEPRECATED, consider using apiserver_resource_objects instead] Number of stored objects at the time of last check split by kind. In case of a fetching error, the value will be -1.",
@@ -68,6 +69,7 @@ func (p *metricsPage) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if req.Method == http.MethodDelete {
 		legacyregistry.Reset()
 		p.reads.forget()
+		p.admit.forget()
 		_, _ = io.WriteString(w, "metrics reset\n")
 		return
 	}

@@ -58,7 +58,7 @@ func (s *Server) newOther(in *installer) http.Handler {
 	m.HandleFunc("/openapi/v3", docs.serveRoot)
 	m.HandlePrefix("/openapi/v3/", http.HandlerFunc(docs.serveVersion))
 	m.HandleFunc("/version", serveVersion)
-	m.Handle("/metrics", newMetricsPage(s.config.Registry, s.flow.inflight, s.reads))
+	m.Handle("/metrics", newMetricsPage(s.config.Registry, s.flow.inflight, s.reads, s.admit))
 	m.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	m.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	m.HandleFunc("/debug/pprof/trace", pprof.Trace)

@@ -67,6 +67,7 @@ type Server struct {
 	flow       *flowControl
 	auditing   auditing
 	reads      *readMetrics
+	admit      *plugins
 	// shortcut answers what needs no filter; see fastReads.
 	shortcut func(*h2.Exchange) bool
 	hooks    *hooks
@@ -102,14 +103,14 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	cached := memory.NewMemCacheClient(client.Discovery())
 	s.mapper = restmapper.NewDeferredDiscoveryRESTMapper(cached)
 	services := aggregatorapiserver.NewEndpointServiceResolver(c.Informers.Core().V1().Services().Lister(), endpointSlices(c))
-	admit, err := newAdmission(ctx, c, client, s.id.authorizer, s.mapper, services)
+	s.admit, err = newAdmission(ctx, c, client, s.id.authorizer, s.mapper, services)
 	if err != nil {
 		return nil, err
 	}
 	if s.groups, err = c.Registry.Groups(s.groupConfig()); err != nil {
 		return nil, err
 	}
-	in := newInstaller(s.id, admit)
+	in := newInstaller(s.id, s.admit)
 	if err := in.installAll(s.groups); err != nil {
 		return nil, err
 	}
