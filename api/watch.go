@@ -111,23 +111,27 @@ func (c *Changes) Initial() (changes []Change, endsWithBookmark bool) {
 	return changes, endsWithBookmark
 }
 
-// Ready is signalled when Pending may have something to give.
+// Ready is signalled when Next may have something to give.
 func (c *Changes) Ready() <-chan struct{} { return c.watch.Ready() }
 
-// Pending gives the changes since the last call, without waiting; 410 Expired when the reader fell out of the window.
-func (c *Changes) Pending() ([]Change, error) {
-	events, err := c.watch.TryNext()
-	if err != nil {
-		return nil, expired(err, c.revision)
-	}
-	out := make([]Change, 0, len(events))
-	for i := range events {
-		if change, ok := c.sel.change(&events[i]); ok {
-			out = append(out, change)
+// OnReady has fn called whenever Next may have something to give: see store.Watch.
+func (c *Changes) OnReady(fn func()) { c.watch.OnReady(fn) }
+
+// Next gives the next change, without waiting; false when there is none now, 410 Expired when the reader fell out of the window.
+func (c *Changes) Next() (Change, bool, error) {
+	for {
+		events, err := c.watch.TryTake(1)
+		if err != nil {
+			return Change{}, false, expired(err, c.revision)
 		}
-		c.revision = events[i].Revision
+		if len(events) == 0 {
+			return Change{}, false, nil
+		}
+		c.revision = events[0].Revision
+		if change, ok := c.sel.change(&events[0]); ok {
+			return change, true, nil
+		}
 	}
-	return out, nil
 }
 
 // Revision is the revision up to which the reader has been told everything.
@@ -196,7 +200,12 @@ func (w *storageWatch) run(ctx context.Context) {
 	defer close(w.result)
 	defer w.changes.Stop()
 	initial, end := w.changes.Initial()
-	if !w.send(ctx, initial) || end && !w.bookmark(ctx, true) {
+	for _, change := range initial {
+		if !w.send(ctx, change) {
+			return
+		}
+	}
+	if end && !w.bookmark(ctx, true) {
 		return
 	}
 	var tick <-chan time.Time
@@ -218,37 +227,41 @@ func (w *storageWatch) run(ctx context.Context) {
 				}
 			}
 		case <-w.changes.Ready():
-			pending, err := w.changes.Pending()
-			if err != nil {
-				w.fail(ctx, err)
-				return
-			}
-			if !w.send(ctx, pending) {
+			if !w.pass(ctx) {
 				return
 			}
 		}
 	}
 }
 
-// send converts and delivers; false when the reader is gone or the watch failed.
-func (w *storageWatch) send(ctx context.Context, changes []Change) bool {
-	for _, c := range changes {
-		obj, err := w.storage.kind.form.fromStored(c.Record)
+// pass delivers what there is; false when the reader is gone or the watch failed.
+func (w *storageWatch) pass(ctx context.Context) bool {
+	for {
+		change, ok, err := w.changes.Next()
 		if err != nil {
-			w.fail(ctx, apierrors.NewInternalError(err))
+			w.fail(ctx, err)
 			return false
 		}
-		if c.Revision != c.Record.Revision {
-			if err := w.storage.versioner.UpdateObject(obj, uint64(c.Revision)); err != nil {
-				w.fail(ctx, apierrors.NewInternalError(err))
-				return false
-			}
+		if !ok {
+			return true
 		}
-		if !w.deliver(ctx, watch.Event{Type: c.Type, Object: obj}) {
+		if !w.send(ctx, change) {
 			return false
 		}
 	}
-	return true
+}
+
+// send converts and delivers; false when the reader is gone or the watch failed.
+func (w *storageWatch) send(ctx context.Context, c Change) bool {
+	obj, err := w.storage.kind.form.fromStored(c.Record)
+	if err == nil && c.Revision != c.Record.Revision {
+		err = w.storage.versioner.UpdateObject(obj, uint64(c.Revision))
+	}
+	if err != nil {
+		w.fail(ctx, apierrors.NewInternalError(err))
+		return false
+	}
+	return w.deliver(ctx, watch.Event{Type: c.Type, Object: obj})
 }
 
 func (w *storageWatch) deliver(ctx context.Context, e watch.Event) bool {

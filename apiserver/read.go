@@ -3,11 +3,8 @@ package apiserver
 import (
 	"bufio"
 	"compress/gzip"
-	"context"
-	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"reflect"
@@ -15,10 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	internalscheme "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme"
@@ -27,7 +22,6 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/storage"
@@ -41,8 +35,6 @@ const (
 	compressFrom = 128 << 10
 	// listBufferBytes is how much of a list is gathered before it is handed on.
 	listBufferBytes = 32 << 10
-	// watchBufferBytes is what a watch gathers before it writes.
-	watchBufferBytes = 64 << 10
 )
 
 // reader answers gets, lists and watches of built-in kinds straight from the store: the same object that everybody reads,
@@ -281,171 +273,6 @@ func compressed(w http.ResponseWriter, req *http.Request, size int) (io.Writer, 
 func isLocal(req *http.Request) bool {
 	host, _, err := net.SplitHostPort(req.RemoteAddr)
 	return err != nil || net.ParseIP(host).IsLoopback()
-}
-
-// watcher writes one watch.
-type watcher struct {
-	*read
-	w       http.ResponseWriter
-	control *http.ResponseController
-	changes *api.Changes
-	buffer  []byte
-}
-
-func (rd *read) watch(w http.ResponseWriter, req *http.Request) error {
-	sel, opts, params, err := rd.selection(req)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(req.Context(), watchTimeout(params))
-	defer cancel()
-	changes, err := rd.kind.Follow(sel, opts)
-	wt := &watcher{read: rd, w: w, control: http.NewResponseController(w), changes: changes}
-	if err != nil {
-		var status apierrors.APIStatus
-		if !errors.As(err, &status) || status.Status().Code != http.StatusGone {
-			return err
-		}
-		wt.begin()
-		wt.fail(err)
-		return nil
-	}
-	defer changes.Stop()
-	wt.begin()
-	wt.run(ctx, opts.Predicate.AllowWatchBookmarks)
-	return nil
-}
-
-// watchTimeout is the client's wish, or thirty to sixty minutes so that watches do not all end at once.
-func watchTimeout(opts *internalversion.ListOptions) time.Duration {
-	if opts.TimeoutSeconds != nil && *opts.TimeoutSeconds > 0 {
-		return time.Duration(*opts.TimeoutSeconds) * time.Second
-	}
-	return MinWatchTimeout + rand.N(MinWatchTimeout)
-}
-
-func (wt *watcher) begin() {
-	wt.w.Header().Set("Content-Type", wt.format.streamType())
-	wt.w.WriteHeader(http.StatusOK)
-	_ = wt.control.Flush()
-}
-
-// run delivers changes until the client or the time is gone, or the reader has fallen out of the window.
-func (wt *watcher) run(ctx context.Context, bookmarks bool) {
-	initial, end := wt.changes.Initial()
-	if !wt.send(initial) || end && !wt.bookmark(true) || !wt.flush() {
-		return
-	}
-	var tick <-chan time.Time
-	if bookmarks {
-		ticker := time.NewTicker(api.BookmarkPeriod)
-		defer ticker.Stop()
-		tick = ticker.C
-	}
-	told := wt.changes.Revision()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick:
-			if now := wt.changes.Revision(); now > told {
-				told = now
-				if !wt.bookmark(false) || !wt.flush() {
-					return
-				}
-			}
-		case <-wt.changes.Ready():
-			pending, err := wt.changes.Pending()
-			if err != nil {
-				wt.fail(err)
-				return
-			}
-			if !wt.send(pending) || !wt.flush() {
-				return
-			}
-		}
-	}
-}
-
-func (wt *watcher) send(changes []api.Change) bool {
-	countEvents(wt.w, len(changes))
-	for _, c := range changes {
-		data, err := wt.encoded(c)
-		if err != nil {
-			wt.fail(apierrors.NewInternalError(err))
-			return false
-		}
-		wt.buffer = wt.format.event(wt.buffer, c.Type, data, wt.kind.Stored)
-		if len(wt.buffer) >= watchBufferBytes && !wt.drain() {
-			return false
-		}
-	}
-	return true
-}
-
-// encoded gives the shared bytes of a change's object; an object that left the selection shows the revision of its leaving.
-func (wt *watcher) encoded(c api.Change) ([]byte, error) {
-	if c.Revision == c.Record.Revision {
-		return wt.format.raw(c.Record)
-	}
-	obj, err := atRevision(c.Record.Object, c.Revision)
-	if err != nil {
-		return nil, err
-	}
-	return wt.format.encode(obj)
-}
-
-func (wt *watcher) drain() bool {
-	_, err := wt.w.Write(wt.buffer)
-	wt.buffer = wt.buffer[:0]
-	return err == nil
-}
-
-func (wt *watcher) flush() bool {
-	if len(wt.buffer) == 0 {
-		return true
-	}
-	ok := wt.drain() && wt.control.Flush() == nil
-	if cap(wt.buffer) > watchBufferBytes {
-		wt.buffer = nil
-	}
-	return ok
-}
-
-// bookmark tells the client how far it is.
-func (wt *watcher) bookmark(end bool) bool {
-	obj, err := wt.kind.New()
-	if err != nil {
-		return false
-	}
-	m, err := meta.Accessor(obj)
-	if err != nil {
-		return false
-	}
-	m.SetResourceVersion(fmt.Sprint(wt.changes.Revision()))
-	if end {
-		m.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
-	}
-	data, err := wt.format.encode(obj)
-	if err != nil {
-		return false
-	}
-	wt.buffer = wt.format.event(wt.buffer, watch.Bookmark, data, wt.kind.Stored)
-	return true
-}
-
-// fail ends the watch with an error event.
-func (wt *watcher) fail(err error) {
-	var status apierrors.APIStatus
-	if !errors.As(err, &status) {
-		status = apierrors.NewInternalError(err)
-	}
-	s := status.Status()
-	s.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
-	if data, err := wt.format.encode(&s); err == nil {
-		wt.buffer = wt.format.event(wt.buffer, watch.Error, data, schema.GroupVersionKind{Version: "v1", Kind: "Status"})
-		wt.flush()
-	}
 }
 
 // shallow copies the struct that obj points to, and nothing below it.

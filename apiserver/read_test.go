@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
 
+	"knarr/apiserver"
 	"knarr/client"
 )
 
@@ -86,16 +87,17 @@ func TestReadsAreUpstreamsByteForByte(t *testing.T) {
 
 // TestWatchFramesAreUpstreams compares the bytes of watches: initial events, their end, changes, objects that leave.
 func TestWatchFramesAreUpstreams(t *testing.T) {
-	c := startCluster(t, vfs.NewMem(), nil)
-	defer c.stop()
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		c.handler.ServeHTTP(w, req.WithContext(client.WithUser(req.Context(), client.User("admin", user.SystemPrivilegedGroup))))
-	}))
-	defer server.Close()
+	s := serve(t, func(*apiserver.Config) {})
+	for _, http2 := range []bool{false, true} {
+		compareWatches(t, s, newClient(t, http2), fmt.Sprint("m", http2))
+	}
+}
+
+func compareWatches(t *testing.T, c *served, over *http.Client, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	maps := c.CoreV1().ConfigMaps("default")
-	m, err := maps.Create(ctx, configMap("m", map[string]string{"team": "a"}), metav1.CreateOptions{})
+	m, err := maps.Create(ctx, configMap(name, map[string]string{"team": "a"}), metav1.CreateOptions{})
 	require.NoError(t, err)
 	query := "?watch=1&labelSelector=team%3Da&timeoutSeconds=1&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
 	type stream struct {
@@ -105,10 +107,11 @@ func TestWatchFramesAreUpstreams(t *testing.T) {
 	var streams []stream
 	for _, accept := range []string{"application/json", "application/json;q=1",
 		"application/vnd.kubernetes.protobuf;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch;q=1"} {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/api/v1/namespaces/default/configmaps"+query, nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url+"/api/v1/namespaces/default/configmaps"+query, nil)
 		require.NoError(t, err)
 		req.Header.Set("Accept", accept)
-		resp, err := http.DefaultClient.Do(req)
+		req.Header.Set("Authorization", "Bearer "+adminToken)
+		resp, err := over.Do(req)
 		require.NoError(t, err)
 		require.Equal(t, http.StatusOK, resp.StatusCode)
 		streams = append(streams, stream{fmt.Sprint(accept, " ", resp.Header.Get("Content-Type")), resp.Body})
@@ -118,7 +121,7 @@ func TestWatchFramesAreUpstreams(t *testing.T) {
 		m, err = maps.Update(ctx, m, metav1.UpdateOptions{})
 		require.NoError(t, err)
 	}
-	require.NoError(t, maps.Delete(ctx, "m", metav1.DeleteOptions{}))
+	require.NoError(t, maps.Delete(ctx, name, metav1.DeleteOptions{}))
 	var bodies [][]byte
 	for _, s := range streams {
 		data, err := io.ReadAll(s.body)

@@ -29,7 +29,7 @@ func (h storeHost) Publish(group []*Proposal) {
 			s.decodeForeign(&p.Writes[i])
 		}
 	}
-	var wake []chan struct{}
+	var wake []*watchGroup
 	kick := false
 	now := s.clock.Now()
 	s.mu.Lock()
@@ -51,9 +51,12 @@ func (h storeHost) Publish(group []*Proposal) {
 		}
 	}
 	s.revision.Store(last)
+	for _, g := range wake {
+		g.waking = false
+	}
 	s.mu.Unlock()
-	for _, ch := range wake {
-		close(ch)
+	for _, g := range wake {
+		g.wake()
 	}
 	if kick {
 		s.keeper.kick()
@@ -163,13 +166,14 @@ func (t *Table) replaceLocked(prev, next *Record, deleted bool) {
 	t.trimPinsLocked()
 }
 
-// recordLocked appends an event to the window and collects the channels to close.
-func (t *Table) recordLocked(ev Event, now time.Time, wake []chan struct{}) []chan struct{} {
+// recordLocked appends an event to the window and collects the groups to wake.
+func (t *Table) recordLocked(ev Event, now time.Time, wake []*watchGroup) []*watchGroup {
 	seq := t.window.append(ev, now)
 	t.groups.matching(ev.Record.Key, func(g *watchGroup) {
 		g.last = seq + 1
-		if ch := g.take(); ch != nil {
-			wake = append(wake, ch)
+		if !g.waking {
+			g.waking = true
+			wake = append(wake, g)
 		}
 	})
 	t.trimWindowLocked(now)

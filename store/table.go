@@ -82,11 +82,7 @@ func (t *Table) closeLocked(why error) {
 	t.ended = why
 	t.closed.Store(true)
 	t.pins = nil
-	t.groups.each(func(g *watchGroup) {
-		if ch := g.take(); ch != nil {
-			close(ch)
-		}
-	})
+	t.groups.each((*watchGroup).wake)
 }
 
 // AddIndex keeps, from now on, the table's records by the values that fn gives for each. fn must be pure and quick: it is called with

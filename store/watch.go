@@ -20,6 +20,9 @@ type Watch struct {
 	seen    int64  // revision up to which matching events were handed out
 	stopped chan struct{}
 	once    sync.Once
+
+	ready func() // guarded by group.mu; nil: nobody is to be called
+	slot  int    // guarded by group.mu: index in group.called
 }
 
 // closedChannel is what Ready returns when there is something to read.
@@ -57,6 +60,7 @@ func (t *Table) Watch(prefix string, from int64) (*Watch, error) {
 func (w *Watch) Stop() {
 	w.once.Do(func() {
 		close(w.stopped)
+		w.group.forget(w)
 		s := w.table.store
 		s.mu.Lock()
 		w.table.groups.leave(w.group)
@@ -69,7 +73,7 @@ func (w *Watch) Stop() {
 // ErrClosed, the context's.
 func (w *Watch) Next(ctx context.Context) ([]Event, error) {
 	for {
-		events, wait, err := w.poll(true)
+		events, wait, err := w.poll(maxBatch, true)
 		if err != nil || len(events) > 0 {
 			return events, err
 		}
@@ -86,9 +90,12 @@ func (w *Watch) Next(ctx context.Context) ([]Event, error) {
 }
 
 // TryNext is Next without waiting: no events and no error when there is nothing now.
-func (w *Watch) TryNext() ([]Event, error) {
+func (w *Watch) TryNext() ([]Event, error) { return w.TryTake(maxBatch) }
+
+// TryTake is TryNext for at most n events, which must be between 1 and maxBatch.
+func (w *Watch) TryTake(n int) ([]Event, error) {
 	for {
-		events, wait, err := w.poll(true)
+		events, wait, err := w.poll(n, false)
 		if err != nil || len(events) > 0 || wait != nil {
 			return events, err
 		}
@@ -98,12 +105,18 @@ func (w *Watch) TryNext() ([]Event, error) {
 // Ready returns a channel that is closed as soon as TryNext may have something to return, an error included. Ask for it anew before each
 // wait.
 func (w *Watch) Ready() <-chan struct{} {
-	_, wait, err := w.poll(false)
+	_, wait, err := w.poll(0, true)
 	if err != nil || wait == nil {
 		return closedChannel
 	}
 	return wait
 }
+
+// OnReady has fn called after each event that the watch sees, and when its table closes, until Stop: what is called has no goroutine of
+// its own that waits for Ready. fn runs on the goroutine that publishes, perhaps while locks of the store are held: it must be quick and
+// must not call the store. It is called too for what was read meanwhile, and not for what was there before: look for that afterwards.
+// To be called once, before Stop.
+func (w *Watch) OnReady(fn func()) { w.group.remember(w, fn) }
 
 // Progress returns the revision up to which every event was handed out: the store's newest when the watch has read everything. It is
 // what a bookmark may say.
@@ -121,8 +134,9 @@ func (w *Watch) Progress() int64 {
 	return w.seen
 }
 
-// poll looks for events. With nothing to read it returns the channel to wait on; all three results are zero when it has to be called again.
-func (w *Watch) poll(take bool) (events []Event, wait <-chan struct{}, err error) {
+// poll looks for at most n events. With nothing to read it returns a channel: the one to wait on, if that is wanted. All three results are
+// zero when it has to be called again, or n is 0 and there is something.
+func (w *Watch) poll(n int, waits bool) (events []Event, wait <-chan struct{}, err error) {
 	select {
 	case <-w.stopped:
 		return nil, nil, ErrStopped
@@ -130,7 +144,7 @@ func (w *Watch) poll(take bool) (events []Event, wait <-chan struct{}, err error
 	}
 	t := w.table
 	t.store.mu.RLock()
-	events, wait, err = w.pollLocked(take)
+	events, wait, err = w.pollLocked(n, waits)
 	t.store.mu.RUnlock()
 	if d := t.store.detector; d != nil {
 		for i := range events {
@@ -140,7 +154,7 @@ func (w *Watch) poll(take bool) (events []Event, wait <-chan struct{}, err error
 	return events, wait, err
 }
 
-func (w *Watch) pollLocked(take bool) ([]Event, <-chan struct{}, error) {
+func (w *Watch) pollLocked(n int, waits bool) ([]Event, <-chan struct{}, error) {
 	t, g := w.table, w.group
 	win := &t.window
 	if t.ended != nil {
@@ -151,55 +165,70 @@ func (w *Watch) pollLocked(take bool) ([]Event, <-chan struct{}, error) {
 	}
 	w.cursor = max(w.cursor, win.head)
 	if w.cursor >= g.last {
+		if !waits {
+			return nil, closedChannel, nil
+		}
 		return nil, g.waiter(), nil
 	}
-	if !take {
+	if n == 0 {
 		return nil, nil, nil
 	}
 	if g.prefix == t.prefix && win.find(w.cursor).events[w.cursor-win.find(w.cursor).first].Revision > w.from {
-		return w.takeAllLocked(), nil, nil
+		return w.takeAllLocked(n), nil, nil
 	}
-	return w.takeMatchingLocked(), nil, nil
+	return w.takeMatchingLocked(n), nil, nil
 }
 
 // takeAllLocked hands out a part of a chunk as it is.
-func (w *Watch) takeAllLocked() []Event {
+func (w *Watch) takeAllLocked(n int) []Event {
 	c := w.table.window.find(w.cursor)
 	i := int(w.cursor - c.first)
-	j := min(len(c.events), i+maxBatch)
+	j := min(len(c.events), i+n)
 	w.cursor = c.first + uint64(j)
 	w.seen = c.events[j-1].Revision
 	return c.events[i:j:j]
 }
 
-// takeMatchingLocked copies the events that match.
-func (w *Watch) takeMatchingLocked() []Event {
+// takeMatchingLocked hands out the next run of events that match, as it is in its chunk.
+func (w *Watch) takeMatchingLocked(n int) []Event {
 	win := &w.table.window
-	var out []Event
-	for scanned := 0; w.cursor < win.next && scanned < maxScan && len(out) < maxBatch; {
+	for scanned := 0; w.cursor < win.next && scanned < maxScan; {
 		c := win.find(w.cursor)
-		for i := int(w.cursor - c.first); i < len(c.events) && len(out) < maxBatch; i++ {
-			ev := &c.events[i]
-			w.cursor++
-			scanned++
-			if ev.Revision > w.from && strings.HasPrefix(ev.Record.Key, w.group.prefix) {
-				out = append(out, *ev)
-			}
-			w.seen = max(w.seen, ev.Revision)
+		first := int(w.cursor - c.first)
+		i := first
+		for i < len(c.events) && !w.matches(&c.events[i]) {
+			i++
+		}
+		j := i
+		for j < min(len(c.events), i+n) && w.matches(&c.events[j]) {
+			j++
+		}
+		scanned += j - first
+		w.cursor = c.first + uint64(j)
+		w.seen = max(w.seen, c.events[j-1].Revision)
+		if j > i {
+			return c.events[i:j:j]
 		}
 	}
-	return out
+	return nil
 }
 
-// watchGroup is what all watches of one prefix share. All but mu and ch is guarded by Store.mu.
+func (w *Watch) matches(ev *Event) bool {
+	return ev.Revision > w.from && strings.HasPrefix(ev.Record.Key, w.group.prefix)
+}
+
+// watchGroup is what all watches of one prefix share. What stands below mu is guarded by it, the rest by Store.mu.
 type watchGroup struct {
 	prefix  string
 	members int
 	last    uint64 // number after the last event that matches: a cursor here or later has nothing to read
 	evicted uint64 // number after the last matching event that was dropped: a cursor before it has lost something
 
-	mu sync.Mutex
-	ch chan struct{} // closed at the next matching event; nil: nobody waits
+	waking bool // is to be woken by the Publish under way
+
+	mu     sync.Mutex
+	ch     chan struct{} // closed at the next matching event; nil: nobody waits
+	called []*Watch      // those with a function to call, in no order
 }
 
 // waiter returns the channel that the next matching event closes. Called with Store.mu held at least shared, so no event gets lost in
@@ -213,13 +242,38 @@ func (g *watchGroup) waiter() <-chan struct{} {
 	return g.ch
 }
 
-// take removes the channel, for the caller to close; nil when nobody waits.
-func (g *watchGroup) take() chan struct{} {
+// wake tells all members that wait.
+func (g *watchGroup) wake() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	ch := g.ch
-	g.ch = nil
-	return ch
+	if g.ch != nil {
+		close(g.ch)
+		g.ch = nil
+	}
+	for _, w := range g.called {
+		w.ready()
+	}
+}
+
+func (g *watchGroup) remember(w *Watch, fn func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	w.ready, w.slot = fn, len(g.called)
+	g.called = append(g.called, w)
+}
+
+// forget ends the calls of a member. None is under way after it.
+func (g *watchGroup) forget(w *Watch) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if w.ready == nil {
+		return
+	}
+	last := len(g.called) - 1
+	g.called[w.slot] = g.called[last]
+	g.called[w.slot].slot = w.slot
+	g.called[last] = nil
+	g.called, w.ready = g.called[:last], nil
 }
 
 // fewGroups is the number of groups up to which trying each prefix is cheaper than looking up the parts of a key.

@@ -52,6 +52,8 @@ type conn struct {
 	writing   bool   // somebody writes
 	err       error  // why nothing can be written any more
 	streams   map[uint32]*stream
+	ready     []*stream // whose feeds are to be asked
+	hungry    bool      // some feed's stream waits for the connection's window
 	queue     []*stream // whose handlers wait for a place
 	running   int       // handlers
 	credit    int64     // bytes of bodies that the client takes
@@ -294,6 +296,7 @@ func (c *conn) setLocked(s http2.Setting) error {
 			if st.credit += grown; st.credit > maxWindow {
 				return http2.ConnectionError(http2.ErrCodeFlowControl)
 			}
+			st.fedLocked()
 		}
 	}
 	return nil
@@ -314,6 +317,7 @@ func (c *conn) processWindow(f *http2.WindowUpdateFrame) error {
 		if c.credit += int64(f.Increment); c.credit > maxWindow {
 			return http2.ConnectionError(http2.ErrCodeFlowControl)
 		}
+		c.fedAllLocked()
 		c.room.Broadcast()
 		return nil
 	}
@@ -324,6 +328,7 @@ func (c *conn) processWindow(f *http2.WindowUpdateFrame) error {
 	if st.credit += int64(f.Increment); st.credit > maxWindow {
 		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
 	}
+	st.fedLocked()
 	c.room.Broadcast()
 	return nil
 }

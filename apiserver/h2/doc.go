@@ -15,16 +15,20 @@
 //     one caller at a time writes, and takes along what the others append meanwhile. So under load many answers share one TLS
 //     record and one system call, and a lone answer goes out from the goroutine that made it.
 //
+//   - A handler may hand the rest of its body to a Feed. Whoever writes asks the feeds that have something, so that all that the watches of
+//     a connection have to say about a change leaves at once, and no goroutine wakes for each of them.
+//
 //   - Before the reading goroutine waits for the network, and only then, it flushes (socket.beforeRead). A request whose body
 //     is still on its way is started then too, or as soon as the body is whole.
 //
 //   - Bounds: Options names those of streams, headers and bodies; maxPending what waits to be written on a connection, after
-//     which writers wait for the network; queuedStreams the requests that a client may queue by cancelling others.
+//     which writers wait for the network; pieceBytes, and one part more, what a feed has given that its client does not take;
+//     queuedStreams the requests that a client may queue by cancelling others.
 //
 //   - A client that takes nothing in for Options.WriteTimeout loses its connection. Deadlines of single requests, as
 //     http.ResponseController sets them, reset the request's stream.
 //
-// Lock order: body.mu and conn.mu are never held together; socket.mu comes last.
+// Lock order: body.mu and conn.mu are never held together; socket.mu comes last. Feeds are asked without conn.mu, and wake takes nothing else.
 //
 // Answers use the static header table only: header blocks can be made before anybody knows in which order they are sent, and
 // a connection keeps no table.

@@ -41,7 +41,7 @@ type rig struct {
 }
 
 // serve starts a server; foreign leaves its listener as net made it.
-func serve(t *testing.T, h http.Handler, o Options, foreign bool) *rig {
+func serve(t testing.TB, h http.Handler, o Options, foreign bool) *rig {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -65,7 +65,7 @@ func serve(t *testing.T, h http.Handler, o Options, foreign bool) *rig {
 }
 
 // client speaks HTTP/2 on one connection at a time.
-func client(t *testing.T) *http.Client {
+func client(t testing.TB) *http.Client {
 	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
 	t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr, Timeout: testTimeout}

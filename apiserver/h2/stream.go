@@ -39,6 +39,7 @@ type stream struct {
 	readBy       time.Time
 	writeBy      time.Time
 	endedSending bool
+	feeding
 }
 
 func newStream(c *conn, id uint32) *stream {

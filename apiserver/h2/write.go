@@ -85,22 +85,24 @@ func (c *conn) flush() {
 }
 
 func (c *conn) flushLocked() {
-	if c.writing || len(c.out) == 0 || c.err != nil {
+	if c.writing || len(c.out) == 0 && !c.hasFeedsLocked() || c.err != nil {
 		return
 	}
 	c.writing = true
 	c.writeLocked(writeRounds)
 }
 
-// writeLocked writes until nothing is pending. After some rounds it hands the rest to a goroutine, as its caller has other things to do.
+// writeLocked writes until nothing is pending and no feed has anything. After some rounds it hands the rest to a goroutine, as its caller has
+// other things to do.
 func (c *conn) writeLocked(rounds int) {
-	for len(c.out) > 0 && c.err == nil {
+	var scratch []byte
+	for {
+		if scratch = c.gatherLocked(scratch); len(c.out) == 0 || c.err != nil {
+			break
+		}
 		if rounds == 0 {
-			go func() {
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				c.writeLocked(-1)
-			}()
+			giveBatch(scratch)
+			go c.writeOn()
 			return
 		}
 		rounds--
@@ -116,6 +118,7 @@ func (c *conn) writeLocked(rounds int) {
 		}
 		c.room.Broadcast()
 	}
+	giveBatch(scratch)
 	giveBatch(c.out)
 	c.out, c.writing = nil, false
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -227,6 +228,40 @@ func testWatchReady(t *testing.T, f Factory) {
 		t.Fatal("Ready forgot that there is something to read")
 	}
 	e.next(w, 1)
+	testWatchCalls(t, e)
+}
+
+// testWatchCalls holds that OnReady's functions are called once for each change that their watch sees, until it stops or the store closes.
+func testWatchCalls(t *testing.T, e *env) {
+	calls := make([]atomic.Int64, 4)
+	var watches []*store.Watch
+	for i, prefix := range []string{"", Pods + "default/", Pods + "default/", Pods + "other/"} {
+		w := e.watch(e.pods, prefix, e.s.Revision())
+		w.OnReady(func() { calls[i].Add(1) })
+		watches = append(watches, w)
+	}
+	expect := func(what string, want ...int64) {
+		t.Helper()
+		for i := range calls {
+			equal(t, fmt.Sprint("calls of watch ", i, " ", what), calls[i].Load(), want[i])
+		}
+	}
+	e.put(e.pods, "called", "1")
+	expect("after a change", 1, 1, 1, 0)
+	watches[1].Stop()
+	e.put(e.pods, "called", "2")
+	expect("after another stopped", 2, 1, 2, 0)
+	for i, want := range []string{"12", "", "12", ""} {
+		got := ""
+		for evs, err := watches[i].TryTake(1); len(evs) > 0; evs, err = watches[i].TryTake(1) {
+			must(t, err)
+			equal(t, "events taken at once", len(evs), 1)
+			got += Content(evs[0].Record)
+		}
+		equal(t, fmt.Sprint("contents of watch ", i), got, want)
+	}
+	must(t, e.s.Close())
+	expect("after the close", 3, 1, 3, 1)
 }
 
 func testWatchProgress(t *testing.T, f Factory) {

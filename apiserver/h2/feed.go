@@ -1,0 +1,218 @@
+package h2
+
+import (
+	"errors"
+	"time"
+)
+
+// pieceBytes is how much a feed is asked for at a time, so that none keeps the others of its connection waiting.
+const pieceBytes = 16 << 10
+
+// Feed makes the rest of an answer's body whenever the connection can take more of it: for answers that go on for long and send little at a
+// time, as watches do. Whoever writes to the connection asks all its feeds that have something, so what they have leaves in one TLS record
+// and one system call, and no goroutine is woken for each. What a client does not take in is not made.
+type Feed interface {
+	// Next appends to out what there is to send, at least one byte where there is any, and stops soon after limit bytes; more says that it
+	// stopped there. It must not wait. Calls follow one another, from changing goroutines that hold no lock of the connection.
+	Next(out []byte, limit int) (data []byte, more bool)
+}
+
+// Feeder is what the response writers of this package implement besides http.ResponseWriter.
+type Feeder interface {
+	// StartFeed hands the body over to f. Until StopFeed nobody may write. wake says that f may have something to send: anybody may call it, at
+	// any time, the first time too; it does not wait. A client that takes in nothing for stall, while there is something for
+	// it, has its stream reset; zero: never.
+	StartFeed(f Feed, stall time.Duration) (wake func(), err error)
+	// StopFeed takes the body back: f is not asked any more when it returns, and what f has given is on its way.
+	StopFeed() error
+}
+
+// feeding is the state of a stream with a feed. Guarded by conn.mu.
+type feeding struct {
+	feed    Feed          // nil: the handler writes
+	stall   time.Duration // how long the client may take in nothing
+	rest    []byte        // of what the feed gave: what the client's windows had no room for
+	queued  bool          // in conn.ready
+	starved bool          // has a rest and waits for the client to open a window
+	asking  bool          // Next is running
+}
+
+// StartFeed implements Feeder.
+func (w *writer) StartFeed(f Feed, stall time.Duration) (wake func(), err error) {
+	if w.ended || w.isHead {
+		return nil, errors.New("h2: this answer has no body to feed")
+	}
+	if err := w.FlushError(); err != nil {
+		return nil, err
+	}
+	st := w.stream
+	st.conn.mu.Lock()
+	defer st.conn.mu.Unlock()
+	st.feeding = feeding{feed: f, stall: stall}
+	return st.wake, nil
+}
+
+// StopFeed implements Feeder.
+func (w *writer) StopFeed() error {
+	st, c := w.stream, w.stream.conn
+	c.mu.Lock()
+	st.feed = nil
+	for st.asking {
+		c.room.Wait()
+	}
+	rest := st.rest
+	st.rest = nil
+	c.mu.Unlock()
+	if len(rest) == 0 {
+		return nil
+	}
+	st.setDeadline(&st.writeBy, time.Now().Add(st.stall))
+	defer st.setDeadline(&st.writeBy, time.Time{})
+	return c.send(st, nil, rest, false, true)
+}
+
+// wake notes that the stream's feed may have something, and starts the writing where nobody writes.
+func (st *stream) wake() {
+	c := st.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st.offerLocked()
+	if !c.writing && c.hasFeedsLocked() {
+		c.writing = true
+		go c.writeOn()
+	}
+}
+
+// writeOn writes what is pending, after somebody has set conn.writing for it.
+func (c *conn) writeOn() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writeLocked(-1)
+}
+
+// offerLocked puts the stream among those whose feeds are asked.
+func (st *stream) offerLocked() {
+	if st.feed != nil && st.err == nil && !st.queued && !st.starved {
+		st.queued = true
+		st.conn.ready = append(st.conn.ready, st)
+	}
+}
+
+// fedLocked goes on with a stream whose client has opened a window.
+func (st *stream) fedLocked() {
+	if st.starved && st.credit > 0 && st.conn.credit > 0 {
+		st.starved = false
+		st.offerLocked()
+	}
+}
+
+// fedAllLocked does so for all streams, after the connection's window was opened.
+func (c *conn) fedAllLocked() {
+	if !c.hungry {
+		return
+	}
+	c.hungry = false
+	for _, st := range c.streams {
+		st.fedLocked()
+	}
+}
+
+// hasFeedsLocked reports whether some feed is to be asked.
+func (c *conn) hasFeedsLocked() bool { return len(c.ready) > 0 && c.err == nil }
+
+// gatherLocked asks feeds until a batch is full or nothing is left. Only the goroutine that writes may call it; it
+// lets go of the lock meanwhile. scratch is for what a feed gives; it is returned, grown perhaps, for the next time.
+func (c *conn) gatherLocked(scratch []byte) []byte {
+	for c.hasFeedsLocked() && len(c.out) < batchBytes {
+		st := c.ready[0]
+		n := copy(c.ready, c.ready[1:])
+		c.ready[n] = nil
+		c.ready = c.ready[:n]
+		st.queued = false
+		if st.feed != nil && st.err == nil {
+			scratch = c.askLocked(st, scratch)
+		}
+	}
+	return scratch
+}
+
+// askLocked sends what a stream has left over, or else what its feed has.
+func (c *conn) askLocked(st *stream, scratch []byte) []byte {
+	data, more := st.rest, true
+	if len(data) == 0 {
+		scratch, more = c.nextLocked(st, scratch)
+		data = scratch
+	}
+	if st.err != nil || c.err != nil {
+		st.rest = nil
+		return scratch
+	}
+	left := c.dataLocked(st, data)
+	switch {
+	case len(left) == 0:
+		st.rest = nil
+	case len(st.rest) > 0:
+		st.rest = left
+	default:
+		st.rest = append([]byte(nil), left...)
+	}
+	if len(left) > 0 && (st.credit <= 0 || c.credit <= 0) {
+		st.starved = true
+		c.hungry = c.hungry || c.credit <= 0
+		st.stallLocked()
+	} else if len(left) > 0 || more {
+		st.offerLocked()
+	}
+	return scratch
+}
+
+// nextLocked asks a stream's feed, without the lock. Of a client that takes nothing now it learns only whether there is something.
+func (c *conn) nextLocked(st *stream, scratch []byte) ([]byte, bool) {
+	limit := pieceBytes
+	if st.credit <= 0 || c.credit <= 0 {
+		limit = 1
+	}
+	if scratch == nil {
+		scratch = takeBatch()
+	}
+	feed := st.feed
+	st.asking = true
+	c.mu.Unlock()
+	data, more := feed.Next(scratch[:0], limit)
+	c.mu.Lock()
+	st.asking = false
+	if st.feed == nil {
+		c.room.Broadcast() // StopFeed waits, and sends what is left of this
+	}
+	return data, more
+}
+
+// dataLocked appends DATA frames as the windows and the bound of what is pending allow, and returns what is left of data.
+func (c *conn) dataLocked(st *stream, data []byte) []byte {
+	n := int(max(0, min(int64(len(data)), st.credit, c.credit, int64(maxPending-len(c.out)))))
+	if n == 0 {
+		return data
+	}
+	st.credit -= int64(n)
+	c.credit -= int64(n)
+	st.writeBy = time.Time{} // it takes in something
+	if cap(c.out) == 0 {
+		c.out = takeBatch()
+	}
+	for left := n; left > 0; {
+		part := min(left, c.frameSize)
+		c.out = appendData(c.out, st.id, data[:part], false)
+		data, left = data[part:], left-part
+	}
+	return data
+}
+
+// stallLocked begins to count the time in which the client takes in nothing.
+func (st *stream) stallLocked() {
+	if st.writeBy.IsZero() && st.feed != nil && st.stall > 0 {
+		st.writeBy = time.Now().Add(st.stall)
+		st.conn.scheduleLocked(st.writeBy)
+	}
+}
+
+var _ Feeder = (*writer)(nil)
