@@ -4,7 +4,6 @@ import (
 	"context"
 	"flag"
 	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -25,18 +24,7 @@ const (
 )
 
 // programs are the directory with knarr, knarr-shim and kubectl.
-var programs = binDir()
-
-func binDir() string {
-	if dir := os.Getenv("KNARR_BIN"); dir != "" {
-		return dir
-	}
-	abs, err := filepath.Abs("../bin")
-	if err != nil {
-		panic(err)
-	}
-	return abs
-}
+var programs = rig.Bin("../bin")
 
 func TestMain(m *testing.M) {
 	flag.Parse()

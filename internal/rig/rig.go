@@ -51,6 +51,19 @@ type Process struct {
 	AnonymousBytes    int64  `json:"anonymousBytes"`
 }
 
+// Bin is the directory of the programs under test: that of the environment (KNARR_BIN, which the Makefile sets), else the one at rel, from the directory
+// of the test's package.
+func Bin(rel string) string {
+	if dir := os.Getenv("KNARR_BIN"); dir != "" {
+		return dir
+	}
+	abs, err := filepath.Abs(rel)
+	if err != nil {
+		panic(err) // there is no working directory
+	}
+	return abs
+}
+
 // where are the flags that choose the cluster.
 func (c *Cluster) where() []string {
 	args := []string{"--name", c.Name}

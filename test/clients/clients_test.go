@@ -29,18 +29,7 @@ const (
 )
 
 // programs is the directory with knarr, knarr-shim and kubectl.
-var programs = binDir()
-
-func binDir() string {
-	if dir := os.Getenv("KNARR_BIN"); dir != "" {
-		return dir
-	}
-	abs, err := filepath.Abs("../../bin")
-	if err != nil {
-		panic(err)
-	}
-	return abs
-}
+var programs = rig.Bin("../../bin")
 
 func TestMain(m *testing.M) {
 	flag.Parse()

@@ -295,6 +295,7 @@ require (
 	k8s.io/sample-apiserver v0.36.3 // indirect
 	k8s.io/streaming v0.37.0 // indirect
 	k8s.io/utils v0.0.0-20260626114624-be93311217bd // indirect
+	knarr v0.0.0
 	sigs.k8s.io/apiserver-network-proxy/konnectivity-client v0.34.0 // indirect
 	sigs.k8s.io/json v0.0.0-20250730193827-2d320260d730 // indirect
 	sigs.k8s.io/kustomize/api v0.21.1 // indirect
@@ -313,3 +314,5 @@ tool (
 	k8s.io/kubernetes/test/images/nonewprivs
 	k8s.io/sample-apiserver
 )
+
+replace knarr => ../..

@@ -27,8 +27,12 @@ type config struct {
 	top, out string
 	// knarr is the program under test; knarr-shim lies beside it. Empty: what `make build` made.
 	knarr string
+	// kubectl is what the tests call as kubectl. Empty: one that the kit builds.
+	kubectl string
 	// name is the cluster that the kit makes and purges; dataDir is the directory for its data, empty for the default.
 	name, dataDir string
+	// bare leaves out what is made of Debian's packages, and the programs that only few tests start.
+	bare bool
 	// pictures are the images that the nodes get.
 	pictures []picture
 	// focus and skip are ginkgo's regular expressions over the names of tests; an empty skip skips none.
@@ -69,17 +73,36 @@ func main() {
 	}
 }
 
-// run does the whole of it. The summary comes last, after the cluster is gone.
-func run(ctx context.Context, c config) (err error) {
+// run does the whole of it.
+func run(ctx context.Context, c config) error {
+	if err := c.complete(); err != nil {
+		return err
+	}
+	if err := c.build(ctx); err != nil || c.prepare {
+		return err
+	}
+	return c.test(ctx)
+}
+
+// complete fills in what nobody said.
+func (c *config) complete() (err error) {
 	if c.top, err = filepath.Abs(c.top); err != nil {
 		return err
 	}
 	if c.out == "" {
 		c.out = filepath.Join(c.top, "out", "conformance")
 	}
+	if c.kubectl == "" {
+		c.kubectl = c.bin("kubectl")
+	}
 	if c.knarr == "" {
 		c.knarr = filepath.Join(c.top, "bin", "knarr")
 	}
+	return nil
+}
+
+// build makes the programs and the images.
+func (c config) build(ctx context.Context) error {
 	if err := os.MkdirAll(c.out, 0o755); err != nil {
 		return err
 	}
@@ -89,9 +112,11 @@ func run(ctx context.Context, c config) (err error) {
 	if err := c.buildRoots(ctx); err != nil {
 		return err
 	}
-	if err := c.pack(ctx); err != nil || c.prepare {
-		return err
-	}
+	return c.pack(ctx)
+}
+
+// test runs the suite against the cluster. The summary comes last, after the cluster is gone.
+func (c config) test(ctx context.Context) (err error) {
 	defer func() { c.summarize(os.Stdout) }()
 	if c.kubeconfig == "" {
 		if c.kubeconfig, err = c.up(ctx); err != nil {

@@ -17,14 +17,17 @@ const version = "v1.36.3"
 const grace = time.Minute
 
 // programs maps what the kit builds to where it comes from. Those of the suite run here, the others in images.
-var programs = []struct{ name, pkg string }{
-	{"ginkgo", "github.com/onsi/ginkgo/v2/ginkgo"},
-	{"kubectl", "k8s.io/kubernetes/cmd/kubectl"},
-	{"agnhost", "k8s.io/kubernetes/test/images/agnhost"},
-	{"nnp", "k8s.io/kubernetes/test/images/nonewprivs"},
-	{"sample-apiserver", "k8s.io/sample-apiserver"},
-	{"etcd", "go.etcd.io/etcd/server/v3"},
-	{"pause", "./pause"},
+var programs = []struct {
+	name, pkg string
+	bare      bool // needed by a bare run, too
+}{
+	{"ginkgo", "github.com/onsi/ginkgo/v2/ginkgo", true},
+	{"kubectl", "k8s.io/kubernetes/cmd/kubectl", false},
+	{"agnhost", "k8s.io/kubernetes/test/images/agnhost", true},
+	{"nnp", "k8s.io/kubernetes/test/images/nonewprivs", false},
+	{"sample-apiserver", "k8s.io/sample-apiserver", false},
+	{"etcd", "go.etcd.io/etcd/server/v3", false},
+	{"pause", "./pause", true},
 }
 
 func (c config) bin(name string) string { return filepath.Join(c.out, "bin", name) }
@@ -37,6 +40,9 @@ func (c config) buildPrograms(ctx context.Context) error {
 		stamp += fmt.Sprintf(" -X %s.gitVersion=%s -X %[1]s.gitMajor=1 -X %[1]s.gitMinor=36", p, version)
 	}
 	for _, p := range programs {
+		if c.bare && !p.bare {
+			continue
+		}
 		if err := c.compile(ctx, "build", stamp, p.name, p.pkg); err != nil {
 			return err
 		}

@@ -26,22 +26,23 @@ var toolPackages = []string{"bash", "dash", "coreutils", "grep", "sed", "mount",
 var trees = []struct {
 	name string
 	make func(ctx context.Context, c config, dir string) error
+	bare bool // there is one without Debian's packages
 }{
-	{"bash", func(ctx context.Context, c config, dir string) error { return c.unpack(ctx, dir, "bash-static") }},
-	{"tools", makeTools},
-	{"busybox", makeBusybox},
-	{"agnhost", makeAgnhost},
-	{"nonewprivs", makeNoNewPrivs},
-	{"web", makeWeb},
-	{"kitten", func(ctx context.Context, c config, dir string) error { return c.makeFleet(ctx, dir, "kitten") }},
-	{"nautilus", func(ctx context.Context, c config, dir string) error { return c.makeFleet(ctx, dir, "nautilus") }},
-	{"pause", func(_ context.Context, c config, dir string) error { return c.program(dir, "pause", "/pause", 0o755) }},
+	{"bash", func(ctx context.Context, c config, dir string) error { return c.unpack(ctx, dir, "bash-static") }, false},
+	{"tools", makeTools, false},
+	{"busybox", makeBusybox, true},
+	{"agnhost", makeAgnhost, true},
+	{"nonewprivs", makeNoNewPrivs, false},
+	{"web", makeWeb, true},
+	{"kitten", func(ctx context.Context, c config, dir string) error { return c.makeFleet(ctx, dir, "kitten") }, false},
+	{"nautilus", func(ctx context.Context, c config, dir string) error { return c.makeFleet(ctx, dir, "nautilus") }, false},
+	{"pause", func(_ context.Context, c config, dir string) error { return c.program(dir, "pause", "/pause", 0o755) }, true},
 	{"sample-apiserver", func(_ context.Context, c config, dir string) error {
 		return errors.Join(os.Mkdir(filepath.Join(dir, "tmp"), 0o777), c.program(dir, "sample-apiserver", "/sample-apiserver", 0o755))
-	}},
+	}, false},
 	{"etcd", func(_ context.Context, c config, dir string) error {
 		return errors.Join(os.Mkdir(filepath.Join(dir, "tmp"), 0o777), c.program(dir, "etcd", "/usr/local/bin/etcd", 0o755))
-	}},
+	}, false},
 }
 
 // fromDebian are the trees made of Debian's packages alone: they are kept once made.
@@ -50,6 +51,9 @@ var fromDebian = []string{"bash", "tools"}
 // buildRoots makes the root file systems anew, except those that do not change with the module.
 func (c config) buildRoots(ctx context.Context) error {
 	for _, t := range trees {
+		if c.bare && !t.bare {
+			continue
+		}
 		dir := c.root(t.name)
 		if _, err := os.Stat(dir); err == nil && slices.Contains(fromDebian, t.name) {
 			continue
@@ -79,7 +83,7 @@ func (c config) unpack(ctx context.Context, dir string, packages ...string) erro
 }
 
 // makeBusybox is Debian's static busybox under all its names, except sh: its own shell would not hand environment variables
-// on that have a dash in their names, as upstream's does and tests want. Bash does.
+// on that have a dash in their names, as upstream's does and tests want. Bash does; bare runs leave those tests out.
 func makeBusybox(ctx context.Context, c config, dir string) error {
 	for _, d := range []string{"bin", "etc", "home", "root", "usr", "var/log", "var/run", "proc", "sys", "dev"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
@@ -90,10 +94,14 @@ func makeBusybox(ctx context.Context, c config, dir string) error {
 	if err := errors.Join(os.Mkdir(tmp, 0o777), os.Chmod(tmp, 0o777|fs.ModeSticky), os.Symlink("bin", filepath.Join(dir, "sbin")),
 		os.Symlink("../bin", filepath.Join(dir, "usr", "bin")), os.Symlink("../bin", filepath.Join(dir, "usr", "sbin")),
 		copyFile(busybox, filepath.Join(dir, "bin", "busybox"), 0o755),
-		copyFile(filepath.Join(c.root("bash"), "bin", "bash-static"), filepath.Join(dir, "bin", "sh"), 0o755), addUsers(dir)); err != nil {
+		addUsers(dir)); err != nil {
 		return err
 	}
-	return linkApplets(ctx, dir, func(name string) bool { return name == "sh" })
+	if c.bare {
+		return linkApplets(ctx, dir, func(string) bool { return false })
+	}
+	return errors.Join(copyFile(filepath.Join(c.root("bash"), "bin", "bash-static"), filepath.Join(dir, "bin", "sh"), 0o755),
+		linkApplets(ctx, dir, func(name string) bool { return name == "sh" }))
 }
 
 // linkApplets gives busybox in dir/bin its further names, except those that has reports.
@@ -145,8 +153,11 @@ func makeTools(ctx context.Context, c config, dir string) error {
 		addUsers(dir), linkApplets(ctx, dir, has))
 }
 
-// makeAgnhost is agnhost with the tools that its tests call in it.
+// makeAgnhost is agnhost with the tools that its tests call in it; bare runs have tests that call none.
 func makeAgnhost(ctx context.Context, c config, dir string) error {
+	if c.bare {
+		return errors.Join(c.program(dir, "agnhost", "/agnhost", 0o755), os.Mkdir(filepath.Join(dir, "tmp"), 0o777))
+	}
 	if err := copyTree(c.root("tools"), dir); err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ func (c config) suite(ctx context.Context) error {
 	if c.skip != "" {
 		args = append(args, "--skip", c.skip)
 	}
-	args = append(args, c.bin("e2e.test"), "--", "--provider", "local", "--kubeconfig", c.kubeconfig, "--kubectl-path", c.bin("kubectl"))
+	args = append(args, c.bin("e2e.test"), "--", "--provider", "local", "--kubeconfig", c.kubeconfig, "--kubectl-path", c.kubectl)
 	cmd := c.command(ctx, c.bin("ginkgo"), args...)
 	cmd.Dir = c.out
 	cmd.Stdout = io.MultiWriter(os.Stdout, log)
@@ -79,17 +79,19 @@ func (c config) suite(ctx context.Context) error {
 
 // results is what we read of JUnit's report.
 type results struct {
-	Cases []struct {
-		Name    string    `xml:"name,attr"`
-		Status  string    `xml:"status,attr"`
-		Failure *struct{} `xml:"failure"`
-		Error   *struct{} `xml:"error"`
-		Skipped *struct{} `xml:"skipped"`
-	} `xml:"testsuite>testcase"`
+	Cases []testcase `xml:"testsuite>testcase"`
+}
+
+type testcase struct {
+	Name    string    `xml:"name,attr"`
+	Status  string    `xml:"status,attr"`
+	Failure *struct{} `xml:"failure"`
+	Error   *struct{} `xml:"error"`
+	Skipped *struct{} `xml:"skipped"`
 }
 
 var (
-	sigOf   = regexp.MustCompile(`\[(sig-[a-z-]+)\]`)
+	sigOf   = regexp.MustCompile(`^\[It\].*?\[(sig-[a-z-]+)\]`)
 	verdict = regexp.MustCompile(`(?m)^(Ran \d+ of \d+ Specs|(SUCCESS|FAIL)!).*$`)
 )
 
