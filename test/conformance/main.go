@@ -11,6 +11,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -115,8 +116,11 @@ func (c config) build(ctx context.Context) error {
 	return c.pack(ctx)
 }
 
-// test runs the suite against the cluster. The summary comes last, after the cluster is gone.
+// test runs the suite against the cluster. The summary comes last, after the cluster is gone; it is never that of an earlier run.
 func (c config) test(ctx context.Context) (err error) {
+	if err := os.Remove(c.report()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	defer func() { c.summarize(os.Stdout) }()
 	if c.kubeconfig == "" {
 		if c.kubeconfig, err = c.up(ctx); err != nil {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,9 +52,6 @@ func (c config) log() string    { return filepath.Join(c.out, "e2e.log") }
 
 // suite runs the tests. Its output goes to e2e.log too, the results to junit.xml.
 func (c config) suite(ctx context.Context) error {
-	if err := os.Remove(c.report()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	log, err := os.Create(c.log())
 	if err != nil {
 		return err
