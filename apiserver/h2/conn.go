@@ -47,12 +47,15 @@ type conn struct {
 
 	mu   sync.Mutex
 	room sync.Cond // L is mu; signalled when something may be sent again, or never again
+	due  sync.Cond // L is mu; signalled when a feed has something, or there is none any more
 	// All below are guarded by mu.
 	out       []byte // frames to be written
 	writing   bool   // somebody writes
 	err       error  // why nothing can be written any more
 	streams   map[uint32]*stream
 	ready     []*stream // whose feeds are to be asked
+	feeds     int       // streams with a feed
+	feeding   bool      // writeFeeds runs
 	hungry    bool      // some feed's stream waits for the connection's window
 	queue     []*stream // whose handlers wait for a place
 	running   int       // handlers
@@ -70,7 +73,7 @@ func newConn(ctx context.Context, s *Server, tc *tls.Conn, h http.Handler) *conn
 		server: s, tls: tc, handler: h, ctx: ctx, state: tc.ConnectionState(), remote: tc.RemoteAddr().String(),
 		streams: map[uint32]*stream{}, credit: defaultWindow, initial: defaultWindow, frameSize: frameBytes, lastUsed: time.Now(),
 	}
-	c.room.L = &c.mu
+	c.room.L, c.due.L = &c.mu, &c.mu
 	c.window = inWindow{size: s.UploadPerConnection, left: s.UploadPerConnection}
 	c.exchange = Exchange{conn: c, TLS: &c.state, Remote: c.remote}
 	c.in = bufio.NewReader(tc)
@@ -195,6 +198,7 @@ func (c *conn) fail(err error) {
 	}
 	c.out = nil
 	c.room.Broadcast()
+	c.due.Signal()
 	c.mu.Unlock()
 }
 
@@ -296,7 +300,7 @@ func (c *conn) setLocked(s http2.Setting) error {
 			if st.credit += grown; st.credit > maxWindow {
 				return http2.ConnectionError(http2.ErrCodeFlowControl)
 			}
-			st.fedLocked()
+			st.openedLocked()
 		}
 	}
 	return nil
@@ -317,7 +321,7 @@ func (c *conn) processWindow(f *http2.WindowUpdateFrame) error {
 		if c.credit += int64(f.Increment); c.credit > maxWindow {
 			return http2.ConnectionError(http2.ErrCodeFlowControl)
 		}
-		c.fedAllLocked()
+		c.openedLocked()
 		c.room.Broadcast()
 		return nil
 	}
@@ -328,7 +332,7 @@ func (c *conn) processWindow(f *http2.WindowUpdateFrame) error {
 	if st.credit += int64(f.Increment); st.credit > maxWindow {
 		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
 	}
-	st.fedLocked()
+	st.openedLocked()
 	c.room.Broadcast()
 	return nil
 }

@@ -49,6 +49,7 @@ func (w *writer) StartFeed(f Feed, stall time.Duration) (wake func(), err error)
 	st.conn.mu.Lock()
 	defer st.conn.mu.Unlock()
 	st.feeding = feeding{feed: f, stall: stall}
+	st.conn.fedLocked()
 	return st.wake, nil
 }
 
@@ -57,6 +58,9 @@ func (w *writer) StopFeed() error {
 	st, c := w.stream, w.stream.conn
 	c.mu.Lock()
 	st.feed = nil
+	if c.feeds--; c.feeds == 0 {
+		c.due.Signal()
+	}
 	for st.asking {
 		c.room.Wait()
 	}
@@ -71,23 +75,40 @@ func (w *writer) StopFeed() error {
 	return c.send(st, nil, rest, false, true)
 }
 
-// wake notes that the stream's feed may have something, and starts the writing where nobody writes.
+// fedLocked counts one more feed and has a goroutine for the writing of the first: one that stays, as a new one for each write would have to
+// grow its stack each time.
+func (c *conn) fedLocked() {
+	c.feeds++
+	if !c.feeding {
+		c.feeding = true
+		go c.writeFeeds()
+	}
+}
+
+// writeFeeds writes what feeds have while nobody else writes, until the connection has no feed any more.
+func (c *conn) writeFeeds() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.feeds > 0 && c.err == nil {
+		if c.writing || !c.hasFeedsLocked() {
+			c.due.Wait()
+			continue
+		}
+		c.writing = true
+		c.writeLocked(-1)
+	}
+	c.feeding = false
+}
+
+// wake notes that the stream's feed may have something, and has it written.
 func (st *stream) wake() {
 	c := st.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st.offerLocked()
 	if !c.writing && c.hasFeedsLocked() {
-		c.writing = true
-		go c.writeOn()
+		c.due.Signal()
 	}
-}
-
-// writeOn writes what is pending, after somebody has set conn.writing for it.
-func (c *conn) writeOn() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.writeLocked(-1)
 }
 
 // offerLocked puts the stream among those whose feeds are asked.
@@ -98,22 +119,22 @@ func (st *stream) offerLocked() {
 	}
 }
 
-// fedLocked goes on with a stream whose client has opened a window.
-func (st *stream) fedLocked() {
+// openedLocked goes on with a stream whose client has opened a window.
+func (st *stream) openedLocked() {
 	if st.starved && st.credit > 0 && st.conn.credit > 0 {
 		st.starved = false
 		st.offerLocked()
 	}
 }
 
-// fedAllLocked does so for all streams, after the connection's window was opened.
-func (c *conn) fedAllLocked() {
+// openedLocked does so for all streams, after the connection's window was opened.
+func (c *conn) openedLocked() {
 	if !c.hungry {
 		return
 	}
 	c.hungry = false
 	for _, st := range c.streams {
-		st.fedLocked()
+		st.openedLocked()
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// batchBytes is how much of an answer gathers before it is written; a batch that others fill too gets larger.
+// batchBytes is how much of an answer gathers before it is written; a batch that others fill too gets larger, up to maxPending and one part.
 const batchBytes = 64 << 10
 
 // batches are buffers for what is written at once: a connection has some only while it writes.
@@ -19,7 +19,7 @@ func takeBatch() []byte { return (*batches.Get().(*[]byte))[:0] }
 
 // giveBatch gives a buffer back for others to use; unusually large ones are left to the collector.
 func giveBatch(b []byte) {
-	if cap(b) > 0 && cap(b) <= 4*batchBytes {
+	if cap(b) > 0 && cap(b) <= 2*maxPending {
 		batches.Put(&b)
 	}
 }
@@ -102,7 +102,11 @@ func (c *conn) writeLocked(rounds int) {
 		}
 		if rounds == 0 {
 			giveBatch(scratch)
-			go c.writeOn()
+			go func() {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				c.writeLocked(-1)
+			}()
 			return
 		}
 		rounds--
