@@ -56,7 +56,7 @@ func (k *Kind) Plain() bool {
 
 // Select makes the selection of a request for objects of the stored version; namespace "" means all of them.
 func (k *Kind) Select(namespace string, label labels.Selector, field fields.Selector) Selection {
-	sel := Selection{Prefix: k.prefix, Label: label}
+	sel := Selection{Prefix: k.prefix, Label: label, marks: marksFor(label)}
 	if namespace != "" {
 		sel.Prefix += namespace + "/"
 	}

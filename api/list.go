@@ -38,11 +38,16 @@ type Selection struct {
 	Label labels.Selector
 	// Match is an additional test (fields, shards); nil selects all. It may not change the record.
 	Match func(*store.Record) bool
+
+	marks uint64 // of Label; zero: unknown
 }
 
 // Matches reports whether the record belongs to the selection, its key aside.
 func (s *Selection) Matches(rec *store.Record) bool {
 	if s.Label != nil && !s.Label.Empty() {
+		if s.marks != 0 && marksOf(rec)&s.marks != s.marks {
+			return false
+		}
 		m, err := meta.Accessor(rec.Object)
 		if err != nil || !s.Label.Matches(labels.Set(m.GetLabels())) {
 			return false
@@ -202,7 +207,7 @@ func (s *Storage) items(recs []*store.Record, list runtime.Object) (reflect.Valu
 
 // selection turns upstream's predicate into tests on records.
 func (s *Storage) selection(prefix string, opts storage.ListOptions) Selection {
-	sel := Selection{Prefix: prefix, Exact: !opts.Recursive, Label: opts.Predicate.Label}
+	sel := Selection{Prefix: prefix, Exact: !opts.Recursive, Label: opts.Predicate.Label, marks: marksFor(opts.Predicate.Label)}
 	if opts.Predicate.Field != nil && !opts.Predicate.Field.Empty() {
 		sel.Match = s.kind.fieldMatch(opts.Predicate)
 	}
