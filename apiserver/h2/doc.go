@@ -21,8 +21,8 @@
 //   - Before the reading goroutine waits for the network, and only then, it flushes (socket.beforeRead). A request whose body
 //     is still on its way is started then too, or as soon as the body is whole.
 //
-//   - Bounds: Options names those of streams, headers and bodies; maxPending what waits to be written on a connection, after
-//     which writers wait for the network; pieceBytes, and one part more, what a feed has given that its client does not take;
+//   - Bounds: Options names those of streams, headers and bodies; maxBodies what waits to be written on a connection, after
+//     which writers wait for the network, and maxPending the same for small answers; pieceBytes, and one part more, what a feed has given that its client does not take;
 //     queuedStreams the requests that a client may queue by cancelling others.
 //
 //   - A client that takes nothing in for Options.WriteTimeout loses its connection. Deadlines of single requests, as

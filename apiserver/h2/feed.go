@@ -210,7 +210,7 @@ func (c *conn) nextLocked(st *stream, scratch []byte) ([]byte, bool) {
 
 // dataLocked appends DATA frames as the windows and the bound of what is pending allow, and returns what is left of data.
 func (c *conn) dataLocked(st *stream, data []byte) []byte {
-	n := int(max(0, min(int64(len(data)), st.credit, c.credit, int64(maxPending-len(c.out)))))
+	n := int(max(0, min(int64(len(data)), st.credit, c.credit, int64(maxBodies-len(c.out)))))
 	if n == 0 {
 		return data
 	}

@@ -16,7 +16,9 @@ const (
 	prefaceTimeout = 10 * time.Second
 	// goAwayTimeout is how long a connection that was told to go away stays open without a request, as net/http's.
 	goAwayTimeout = time.Second
-	// maxPending bounds the bytes that wait to be written on one connection; then who writes waits for the network.
+	// maxBodies bounds what handlers and feeds add to the bytes that wait to be written on one connection; then they wait for the network.
+	maxBodies = 128 << 10
+	// maxPending is from where on no answer is given at once any more (Options.Fast).
 	maxPending = 512 << 10
 	// queuedStreams bounds, as a multiple of MaxStreams, the requests of one connection that wait because handlers of
 	// requests which the client has given up still run. A client that goes on is cut off (CVE-2023-39325).

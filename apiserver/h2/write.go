@@ -8,7 +8,7 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// batchBytes is how much of an answer gathers before it is written; a batch that others fill too gets larger, up to maxPending and one part.
+// batchBytes is how much of an answer gathers before it is written; a batch that others fill too gets larger.
 const batchBytes = 64 << 10
 
 // batches are buffers for what is written at once: a connection has some only while it writes.
@@ -19,7 +19,7 @@ func takeBatch() []byte { return (*batches.Get().(*[]byte))[:0] }
 
 // giveBatch gives a buffer back for others to use; unusually large ones are left to the collector.
 func giveBatch(b []byte) {
-	if cap(b) > 0 && cap(b) <= 2*maxPending {
+	if cap(b) > 0 && cap(b) <= 4*maxBodies {
 		batches.Put(&b)
 	}
 }
@@ -196,7 +196,7 @@ func (c *conn) waitLocked(st *stream, n int) (int, error) {
 			return 0, err
 		}
 		may := min(int64(n), st.credit, c.credit, int64(c.frameSize))
-		if n == 0 || may > 0 && len(c.out) < maxPending {
+		if n == 0 || may > 0 && len(c.out) < maxBodies {
 			return int(may), nil
 		}
 		if len(c.out) > 0 && !c.writing {
