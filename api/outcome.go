@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"knarr/store"
@@ -14,6 +15,9 @@ import (
 type Outcome struct {
 	// Kind is whose write is meant; writes of other kinds under the same context are none of its business.
 	Kind *Kind
+	// Deletion says that the caller deletes an object; then a deletion reports, too, and the object that was given for it gets no more
+	// than the identity of what is gone.
+	Deletion bool
 	// Record is what is stored after the write; nil until it succeeded.
 	Record *store.Record
 }
@@ -25,9 +29,39 @@ func WithOutcome(ctx context.Context, o *Outcome) context.Context {
 	return context.WithValue(ctx, outcomeKey{}, o)
 }
 
+// outcome is who waits for the result of a write of the kind, nil if nobody does.
+func (s *Storage) outcome(ctx context.Context) *Outcome {
+	if o, _ := ctx.Value(outcomeKey{}).(*Outcome); o != nil && o.Kind == s.kind {
+		return o
+	}
+	return nil
+}
+
+// gone hands a deleted object to who deleted it.
+func (s *Storage) gone(ctx context.Context, out runtime.Object, rec *store.Record) error {
+	o := s.outcome(ctx)
+	if o == nil || !o.Deletion || out == nil {
+		return s.into(out, rec)
+	}
+	from, err := meta.Accessor(rec.Object)
+	if err != nil {
+		return err
+	}
+	to, err := meta.Accessor(out)
+	if err != nil {
+		return err
+	}
+	to.SetName(from.GetName())
+	to.SetNamespace(from.GetNamespace())
+	to.SetUID(from.GetUID())
+	to.SetResourceVersion(from.GetResourceVersion())
+	o.Record = rec
+	return nil
+}
+
 // result hands a record to who wrote it: as a record where an outcome waits for it, else as an object in out.
 func (s *Storage) result(ctx context.Context, out runtime.Object, rec *store.Record) error {
-	if o, _ := ctx.Value(outcomeKey{}).(*Outcome); o != nil && o.Kind == s.kind {
+	if o := s.outcome(ctx); o != nil {
 		o.Record = rec
 		return nil
 	}

@@ -182,6 +182,9 @@ func (s *Storage) Delete(ctx context.Context, key string, out runtime.Object, pr
 	if err != nil {
 		return err
 	}
+	if o := s.outcome(ctx); o != nil && o.Deletion {
+		o.Record = nil // of an update before: what counts is how this ends
+	}
 	for u := s.subject(full); ; {
 		if err := s.mayDelete(ctx, u, preconditions, validate); err != nil {
 			again, unsure := u.outdated(ctx)
@@ -202,7 +205,7 @@ func (s *Storage) Delete(ctx context.Context, key string, out runtime.Object, pr
 		if err != nil {
 			return err
 		}
-		return s.into(out, recs[0])
+		return s.gone(ctx, out, recs[0])
 	}
 }
 

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"net/http"
 	"sync/atomic"
 
 	"knarr/apiserver/h2"
@@ -17,5 +18,17 @@ func CountShortcuts(s *Server) *atomic.Int64 {
 		}
 		return done
 	}
+	return &n
+}
+
+// CountLongWays counts the requests that go through the filters.
+func CountLongWays(s *Server) *atomic.Int64 {
+	var n atomic.Int64
+	f := s.handler.(*fastWrites)
+	next := f.next
+	f.next = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		n.Add(1)
+		next.ServeHTTP(w, req)
+	})
 	return &n
 }

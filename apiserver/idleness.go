@@ -88,13 +88,16 @@ func (i idleness) noneInNamespace(group, resource string) func(admission.Attribu
 	}
 }
 
-// livelyNamespace says that the request's namespace is there and may get objects.
+// livelyNamespace says that the request's namespace is there and may get objects, or that one is to go.
 func (i idleness) livelyNamespace() func(admission.Attributes) bool {
 	kind := i.table("", "namespaces")
 	return func(a admission.Attributes) bool {
 		k := kind()
-		if k == nil || a.GetNamespace() == "" || a.GetOperation() == admission.Delete || a.GetKind().Kind == "Namespace" {
+		if k == nil || a.GetNamespace() == "" || a.GetKind().Kind == "Namespace" {
 			return false
+		}
+		if a.GetOperation() == admission.Delete {
+			return true
 		}
 		rec := k.Table.Get(k.Key("", a.GetNamespace()))
 		if rec == nil {

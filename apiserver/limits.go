@@ -17,6 +17,7 @@ import (
 	flowcontrolrequest "k8s.io/apiserver/pkg/util/flowcontrol/request"
 
 	"knarr/api"
+	"knarr/apiserver/h2"
 )
 
 const (
@@ -87,8 +88,10 @@ func signalWatch(h http.Handler) http.Handler {
 // isPrivileged tells callers that are exempt from every limit.
 func isPrivileged(req *http.Request) bool {
 	u, ok := apirequest.UserFrom(req.Context())
-	return ok && slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup)
+	return ok && isOfMasters(u)
 }
+
+func isOfMasters(u user.Info) bool { return slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup) }
 
 // inflight counts the requests that run now, long-running ones aside. The gauges of upstream tell the highest number of
 // the last second and tick for it; ours tells the highest since it was last asked for.
@@ -144,7 +147,13 @@ func isMutating(info *apirequest.RequestInfo) bool {
 // withTimeout answers 504 when a handler has not begun to answer at its deadline. Upstream does so for all requests, each in
 // one more goroutine; reads of stored built-in kinds come from memory, need no such guard, and go without.
 func withTimeout(h http.Handler, registry *api.Registry) http.Handler {
-	timed := genericfilters.WithTimeoutForNonLongRunningRequests(h, longRunning)
+	inner := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Method != http.MethodGet {
+			h2.ReserveStack()
+		}
+		h.ServeHTTP(w, req)
+	})
+	timed := genericfilters.WithTimeoutForNonLongRunningRequests(inner, longRunning)
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if info, ok := apirequest.RequestInfoFrom(req.Context()); ok && isStoredRead(info, registry) {
 			h.ServeHTTP(w, req)

@@ -197,7 +197,7 @@ func (m *readMetrics) find(kind *api.Kind, info *apirequest.RequestInfo) *readSe
 }
 
 func (v *requestVectors) series(key seriesKey) *readSeries {
-	verb := map[string]string{"get": "GET", "list": "LIST", "watch": "WATCH", "create": "POST", "patch": "PATCH"}[key.verb]
+	verb := map[string]string{"get": "GET", "list": "LIST", "watch": "WATCH", "create": "POST", "patch": "PATCH", "delete": "DELETE"}[key.verb]
 	success := http.StatusOK
 	if verb == "POST" {
 		success = http.StatusCreated

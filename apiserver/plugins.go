@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/admission/plugin/namespace/lifecycle"
 	"k8s.io/component-base/metrics"
+	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
+	"k8s.io/kubernetes/plugin/pkg/admission/priority"
 )
 
 // plugins runs admission plugins as upstream's chain does, and counts them in upstream's series, on children that are looked up once.
@@ -29,8 +32,13 @@ type plugin struct {
 	validating admission.ValidationInterface // nil where it only mutates
 	// idle says that neither step of the plugin would do anything to a request.
 	idle func(admission.Attributes) bool
-	took [2]*durations
+	// reads says that the plugin changes no object that is deleted.
+	reads bool
+	took  [2]*durations
 }
+
+// readers are plugins that see deletions and change no object at one.
+var readers = []string{lifecycle.PluginName, noderestriction.PluginName, priority.PluginName}
 
 // Steps of admission.
 const (
@@ -64,7 +72,7 @@ func (p *plugins) durations(v durationVector, labels ...string) *durations {
 
 // add appends a plugin.
 func (p *plugins) add(name string, given admission.Interface, idle func(admission.Attributes) bool) {
-	one := &plugin{idle: idle}
+	one := &plugin{idle: idle, reads: slices.Contains(readers, name)}
 	one.mutating, _ = given.(admission.MutationInterface)
 	one.validating, _ = given.(admission.ValidationInterface)
 	for step := range one.took {
@@ -104,6 +112,18 @@ func (p *plugins) Admit(ctx context.Context, a admission.Attributes, o admission
 // Validate implements admission.ValidationInterface.
 func (p *plugins) Validate(ctx context.Context, a admission.Attributes, o admission.ObjectInterfaces) error {
 	return p.step(validateStep, a, func(now time.Time) (time.Time, error) { return p.run(ctx, validateStep, a, o, now) })
+}
+
+// onlyRead says that no plugin that would run at a deletion changes what it is given.
+func (p *plugins) onlyRead(a admission.Attributes) bool {
+	for _, order := range p.order {
+		for _, one := range order[a.GetOperation()] {
+			if !one.reads && (one.idle == nil || !one.idle(a)) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // step measures one step.

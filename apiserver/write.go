@@ -13,10 +13,10 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
-	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/handlers"
 	requestmetrics "k8s.io/apiserver/pkg/endpoints/handlers/metrics"
@@ -34,14 +34,14 @@ import (
 // writeTimeout bounds a write below the bound of the request, as upstream's handlers.
 const writeTimeout = 34 * time.Second
 
-// writer answers the creates and patches that a cluster does most, with the same results as upstream's handlers: the same decoders,
+// writer answers the creates, patches and deletions that a cluster does most, with the same results as upstream's handlers: the same decoders,
 // defaults, conversions, admission and REST storage types, but with managed fields and patches of our own, no copies that nobody
 // needs, and an answer from the stored record's shared bytes. Whatever is out of the ordinary goes to upstream's handlers before
 // anything was done.
 type writer struct {
 	next      http.Handler
 	metrics   *readMetrics
-	admit     admission.Interface
+	admit     *plugins
 	resources map[hotName]*hot
 	// audited says that a policy may want requests recorded, which upstream's handlers do.
 	audited bool
@@ -167,7 +167,7 @@ func (wr *change) refuse() error {
 // ServeHTTP implements http.Handler.
 func (w *writer) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 	wr := w.accept(req)
-	if wr == nil || !wr.read(req) || !wr.serve(rw, req) {
+	if wr == nil || wr.read(req) != nil || !wr.serve(rw, req) {
 		w.next.ServeHTTP(rw, req)
 	}
 }
@@ -176,15 +176,18 @@ func (w *writer) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 func (wr *change) serve(rw http.ResponseWriter, req *http.Request) bool {
 	ctx, cancel := context.WithTimeout(req.Context(), writeTimeout)
 	defer cancel()
-	outcome := &api.Outcome{Kind: wr.kind}
+	outcome := &api.Outcome{Kind: wr.kind, Deletion: wr.info.Verb == "delete"}
 	ctx = api.WithOutcome(apirequest.WithNamespace(ctx, wr.info.Namespace), outcome)
 	var result runtime.Object
 	var err error
 	code := http.StatusOK
-	if wr.info.Verb == "create" {
+	switch wr.info.Verb {
+	case "create":
 		code = http.StatusCreated
 		result, err = wr.create(ctx)
-	} else {
+	case "delete":
+		result, code, err = wr.delete(ctx)
+	default:
 		result, err = wr.patch(ctx)
 	}
 	if err != nil && (wr.refused || isTooLarge(err)) {
@@ -199,13 +202,10 @@ func (wr *change) serve(rw http.ResponseWriter, req *http.Request) bool {
 func (wr *change) answer(rw http.ResponseWriter, req *http.Request, code int, outcome *api.Outcome, result runtime.Object, err error) {
 	counted := wr.writer.metrics.begin(rw, req, wr.kind, wr.info)
 	defer counted.done()
-	verb := requestmetrics.Patch
-	if code == http.StatusCreated {
-		verb = requestmetrics.Create
-	}
-	requestmetrics.RecordRequestBodySize(req.Context(), wr.GroupResource(), verb, len(wr.body))
+	requestmetrics.RecordRequestBodySize(req.Context(), wr.GroupResource(), bodyVerbs[wr.info.Verb], len(wr.body))
 	gv := wr.kind.Stored.GroupVersion()
-	if err == nil && outcome.Record == nil {
+	_, isStatus := result.(*metav1.Status)
+	if err == nil && (outcome.Record == nil || isStatus) {
 		responsewriters.WriteObjectNegotiated(legacyscheme.Codecs, wr.scope, gv, counted, req, code, result, false)
 		return
 	}
@@ -219,6 +219,9 @@ func (wr *change) answer(rw http.ResponseWriter, req *http.Request, code int, ou
 		responsewriters.ErrorNegotiated(err, legacyscheme.Codecs, gv, counted, req)
 	}
 }
+
+// bodyVerbs are what upstream counts the sizes of bodies under.
+var bodyVerbs = map[string]requestmetrics.RequestBodyVerb{"create": requestmetrics.Create, "patch": requestmetrics.Patch, "delete": requestmetrics.Delete}
 
 // answering is a response writer whose status is another than 200.
 type answering struct {

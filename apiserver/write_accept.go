@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -19,8 +20,8 @@ import (
 )
 
 // newWriter makes the writer in front of the router, for the hot ones among what is installed.
-func (s *Server) newWriter(in *installer) (http.Handler, error) {
-	w := &writer{next: s.newRouter(in), metrics: s.reads, admit: in.admit, resources: map[hotName]*hot{}, audited: s.auditing.backend != nil}
+func (s *Server) newWriter(in *installer) (*writer, error) {
+	w := &writer{next: s.newRouter(in), metrics: s.reads, admit: s.admit, resources: map[hotName]*hot{}, audited: s.auditing.backend != nil}
 	for _, group := range append([]*genericapiserver.APIGroupInfo{s.groups.Core}, s.groups.Named...) {
 		for _, gv := range group.PrioritizedVersions {
 			if err := w.addHot(s.config.Registry, in, gv, group.VersionedResourcesStorageMap[gv.Version]); err != nil {
@@ -34,7 +35,7 @@ func (s *Server) newWriter(in *installer) (http.Handler, error) {
 // accept decides by its head whether the request is one for this path.
 func (w *writer) accept(req *http.Request) *change {
 	info, ok := apirequest.RequestInfoFrom(req.Context())
-	if !ok || !info.IsResourceRequest || w.audited || info.Verb != "create" && info.Verb != "patch" {
+	if !ok || !info.IsResourceRequest || w.audited {
 		return nil
 	}
 	h := w.resources[hotName{schemaResource(info), info.Subresource}]
@@ -56,6 +57,13 @@ func (w *writer) accept(req *http.Request) *change {
 		if !can || info.Name == "" || wr.contentType != string(types.StrategicMergePatchType) && wr.contentType != string(types.MergePatchType) {
 			return nil
 		}
+	case "delete":
+		_, can := h.storage.(rest.GracefulDeleter)
+		if !can || info.Name == "" || req.URL.RawQuery != "" {
+			return nil
+		}
+	default:
+		return nil
 	}
 	if wr.user, ok = apirequest.UserFrom(req.Context()); !ok {
 		return nil
@@ -66,6 +74,9 @@ func (w *writer) accept(req *http.Request) *change {
 	}
 	if len(wr.manager) > validation.FieldManagerMaxLength {
 		return nil
+	}
+	if info.Verb == "delete" {
+		return wr
 	}
 	var err error
 	wr.owners, err = h.owner()
@@ -123,8 +134,11 @@ var serializers = sync.OnceValue(func() map[string]runtime.SerializerInfo {
 	return out
 })
 
+// errTooLong is a body that is too large for the API.
+var errTooLong = errors.New("the body is too long")
+
 // read takes the body in, and puts it back for upstream's handlers when there is something wrong with it.
-func (wr *change) read(req *http.Request) bool {
+func (wr *change) read(req *http.Request) error {
 	buf := bytes.Buffer{}
 	if n := req.ContentLength; n > 0 && n <= MaxRequestBodyBytes {
 		buf.Grow(int(n) + bytes.MinRead)
@@ -133,17 +147,19 @@ func (wr *change) read(req *http.Request) bool {
 	wr.body = buf.Bytes()
 	if err == nil && len(wr.body) <= MaxRequestBodyBytes {
 		_ = req.Body.Close()
-		return true
+		return nil
 	}
 	rest := io.MultiReader(bytes.NewReader(wr.body), req.Body)
 	if err != nil {
 		rest = io.MultiReader(bytes.NewReader(wr.body), failed{err})
+	} else {
+		err = errTooLong
 	}
 	req.Body = struct {
 		io.Reader
 		io.Closer
 	}{rest, req.Body}
-	return false
+	return err
 }
 
 // failed is a body that ended with an error.

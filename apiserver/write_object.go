@@ -108,8 +108,8 @@ func (wr *change) attributes(obj, old runtime.Object, name string, operation adm
 // mutate runs the mutating admission plugins; managed fields that they spoil are put back.
 // Source: k8s.io/apiserver/pkg/endpoints/handlers/fieldmanager/admission.go.
 func (wr *change) mutate(ctx context.Context, obj runtime.Object, attributes admission.Attributes) error {
-	plugins, ok := wr.writer.admit.(admission.MutationInterface)
-	if !ok || !plugins.Handles(attributes.GetOperation()) {
+	plugins := wr.writer.admit
+	if !plugins.Handles(attributes.GetOperation()) {
 		return nil
 	}
 	acc, err := meta.Accessor(obj)

@@ -196,6 +196,9 @@ func (st *stream) run() {
 	if st.refusal != 0 {
 		http.Error(w, http.StatusText(st.refusal), st.refusal)
 	} else {
+		if st.request.Method != http.MethodGet {
+			ReserveStack()
+		}
 		st.conn.handler.ServeHTTP(w, st.request)
 	}
 	w.finish()
@@ -227,4 +230,16 @@ func (st *stream) recover() {
 	}
 	st.conn.reset(st.id, http2.ErrCodeInternal, fmt.Errorf("the handler panicked: %v", v))
 	st.conn.flush()
+}
+
+// stackBytes is how deep the handler of a write goes.
+const stackBytes = 12 << 10
+
+// ReserveStack makes the goroutine's stack as large as a write needs at once, while there is next to nothing on it. Growing as it goes, by
+// doubling, copies all that is there each time, which was a tenth of a write's processor time.
+//
+//go:noinline
+func ReserveStack() byte {
+	var room [stackBytes]byte
+	return room[runtime.NumCPU()%stackBytes] // so that the room is not optimized away
 }
