@@ -3,6 +3,7 @@ module knarr
 go 1.26.6
 
 replace (
+	a.knarr/early => ./internal/early
 	k8s.io/api => k8s.io/api v0.36.3
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.36.3
 	k8s.io/apimachinery => k8s.io/apimachinery v0.36.3
@@ -39,6 +40,7 @@ replace (
 )
 
 require (
+	a.knarr/early v0.0.0
 	github.com/cockroachdb/pebble/v2 v2.1.7
 	github.com/containerd/containerd/v2 v2.4.2
 	github.com/containerd/errdefs v1.0.0

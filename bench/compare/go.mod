@@ -4,6 +4,7 @@ module knarr/bench/compare
 go 1.26.6
 
 replace (
+	a.knarr/early => ../../internal/early
 	knarr => ../..
 	k8s.io/api => k8s.io/api v0.36.3
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.36.3

@@ -4,6 +4,7 @@ module knarr/test/clients
 go 1.26.6
 
 replace (
+	a.knarr/early => ../../internal/early
 	k8s.io/api => k8s.io/api v0.36.3
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.36.3
 	k8s.io/apimachinery => k8s.io/apimachinery v0.36.3

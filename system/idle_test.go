@@ -1,0 +1,22 @@
+package system
+
+import (
+	"bytes"
+	"runtime/pprof"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"k8s.io/client-go/util/workqueue"
+	_ "k8s.io/component-base/metrics/prometheus/workqueue" // what would give queues their metrics
+)
+
+// TestQueuesDoNotTick: a work queue that has nothing to do does not wake up.
+func TestQueuesDoNotTick(t *testing.T) {
+	q := workqueue.NewTypedRateLimitingQueueWithConfig(workqueue.DefaultTypedControllerRateLimiter[string](),
+		workqueue.TypedRateLimitingQueueConfig[string]{Name: "with-a-name"})
+	defer q.ShutDown()
+	var all bytes.Buffer
+	require.NoError(t, pprof.Lookup("goroutine").WriteTo(&all, 1))
+	require.Contains(t, all.String(), "waitingLoop", "the queue runs")
+	require.NotContains(t, all.String(), "updateUnfinishedWorkLoop")
+}
