@@ -325,7 +325,7 @@ func (p *controlPlane) bootstrap(ctx context.Context, g *group) error {
 		return err
 	}
 	p.config.Ready()
-	g.background(trimAfterStart)
+	g.background(trimWhenQuiet)
 	return nil
 }
 

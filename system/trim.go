@@ -1,65 +1,64 @@
 package system
 
 import (
-	"bufio"
 	"context"
-	"os"
+	"runtime"
 	"runtime/debug"
-	"strconv"
-	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"knarr/node/shim/pages"
 )
 
-// trimDelay is how long after its start a process gives back what only the start needed.
-const trimDelay = 5 * time.Second
+const (
+	// After its start a process gives back what only that needed: at firstTrim, and at secondTrim, since the last of what a start sets off
+	// ends half a minute later.
+	firstTrim, secondTrim = 5 * time.Second, 40 * time.Second
+	// quiet is how long there was no garbage collection in a process that does next to nothing. The runtime makes one every two minutes
+	// where nothing else asks for it.
+	quiet = 20 * time.Second
+)
 
-// trimAfterStart gives back, once, the memory that a start needs and the life after it does not: freed heap, and the pages of
-// the program that initialization touched. Pages of the program that are used again come back from the page cache.
-func trimAfterStart(ctx context.Context) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-time.After(trimDelay):
-	}
-	debug.FreeOSMemory()
-	dropProgramPages()
-}
-
-// dropProgramPages unmaps the read-only pages of the program itself. It is a hint: what fails changes nothing.
-func dropProgramPages() {
-	exe, err := os.Readlink("/proc/self/exe")
-	if err != nil {
-		return
-	}
-	maps, err := os.Open("/proc/self/maps")
-	if err != nil {
-		return
-	}
-	defer maps.Close()
-	for lines := bufio.NewScanner(maps); lines.Scan(); {
-		start, end, ok := programRange(lines.Text(), exe)
-		if ok {
-			_, _, _ = unix.Syscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTNEED)
+// trimWhenQuiet gives memory back that a process does not need while it is quiet, until ctx ends: after its start, and after each time of
+// work. Freed heap goes back to the system, and so do the pages of the program that were used once; those that are used again come
+// back from the page cache. It wakes up for nothing but garbage collections.
+func trimWhenQuiet(ctx context.Context) {
+	program := pages.Own()
+	collected := make(chan struct{}, 1)
+	onCollection(ctx, collected)
+	first, second, last := time.After(firstTrim), time.After(secondTrim), time.Now()
+	for {
+		rested := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-first:
+			rested = true
+		case <-second:
+			rested = time.Since(last) >= quiet
+		case <-collected:
+			rested = time.Since(last) >= quiet
+			last = time.Now()
+		}
+		if rested {
+			debug.FreeOSMemory()
+			program.Drop()
 		}
 	}
 }
 
-// programRange reads a line of /proc/self/maps; ok for a private, unwritable mapping of the program.
-func programRange(line, exe string) (start, end uintptr, ok bool) {
-	f := strings.Fields(line)
-	if len(f) < 6 || f[5] != exe || len(f[1]) != 4 || f[1][1] != '-' || f[1][3] != 'p' {
-		return 0, 0, false
-	}
-	low, high, found := strings.Cut(f[0], "-")
-	if !found {
-		return 0, 0, false
-	}
-	a, err := strconv.ParseUint(low, 16, 64)
-	if err != nil {
-		return 0, 0, false
-	}
-	b, err := strconv.ParseUint(high, 16, 64)
-	return uintptr(a), uintptr(b), err == nil && b > a
+// sentinel is an object that nobody keeps.
+type sentinel struct{ _ *int }
+
+// onCollection tells c of each garbage collection, by an object that each finds unused, until ctx ends; it never waits for a reader.
+func onCollection(ctx context.Context, c chan<- struct{}) {
+	runtime.AddCleanup(&sentinel{}, func(struct{}) {
+		if ctx.Err() != nil {
+			return
+		}
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+		onCollection(ctx, c)
+	}, struct{}{})
 }

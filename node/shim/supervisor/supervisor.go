@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"knarr/node/shim"
+	"knarr/node/shim/pages"
 )
 
 const (
@@ -60,6 +61,7 @@ type Supervisor struct {
 	limits  *limits
 	reaper  *reaper
 	logger  *log.Logger
+	program pages.Program
 
 	buffers  *sync.Pool    // of the outputs, see newReadBuffers
 	starting chan struct{} // a slot per container being started
@@ -143,7 +145,8 @@ func newSupervisor(ctx context.Context, cfg Config) (*Supervisor, error) {
 		s.warn("the kernel may choose this process when memory runs out: %v", err)
 	}
 	s.ctx, s.cancel = context.WithCancel(ctx)
-	s.trimmer = time.AfterFunc(trimAfter, debug.FreeOSMemory)
+	s.program = pages.Own()
+	s.trimmer = time.AfterFunc(trimAfter, s.rest)
 	return s, nil
 }
 
@@ -193,6 +196,12 @@ func (s *Supervisor) spawn(f func()) {
 		defer s.tasks.Done()
 		f()
 	}()
+}
+
+// rest gives memory back that is not needed while nothing happens.
+func (s *Supervisor) rest() {
+	debug.FreeOSMemory()
+	s.program.Drop()
 }
 
 // trim asks for memory to be given back when it has been quiet for a while.
