@@ -16,7 +16,8 @@ func TestQueuesDoNotTick(t *testing.T) {
 		workqueue.TypedRateLimitingQueueConfig[string]{Name: "with-a-name"})
 	defer q.ShutDown()
 	var all bytes.Buffer
-	require.NoError(t, pprof.Lookup("goroutine").WriteTo(&all, 1))
-	require.Contains(t, all.String(), "waitingLoop", "the queue runs")
-	require.NotContains(t, all.String(), "updateUnfinishedWorkLoop")
+	// With 2 it says who began each goroutine, also of one that has not run yet.
+	require.NoError(t, pprof.Lookup("goroutine").WriteTo(&all, 2))
+	require.Contains(t, all.String(), "created by k8s.io/client-go/util/workqueue.newDelayingQueue", "the queue runs")
+	require.NotContains(t, all.String(), "created by sync.(*WaitGroup).Go", "the loop that a queue with metrics has besides")
 }
