@@ -236,6 +236,7 @@ func decodeInto(scheme *runtime.Scheme, deserializer runtime.Decoder, stored sch
 			return nil, fmt.Errorf("it is a %s, not a %s", gvk, stored.Kind)
 		}
 		obj.GetObjectKind().SetGroupVersionKind(stored)
+		shareFields(obj)
 		return obj, nil
 	}
 }

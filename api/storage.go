@@ -256,6 +256,7 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 		op := store.Op{Table: s.kind.Table, Key: full, Object: stored, Value: data, TTL: ttl}
 		if u.rec != nil {
 			op.Expect = u.rec.Revision
+			shareUnchanged(stored, u.rec.Object)
 		}
 		recs, err := s.commit(ctx, op)
 		var conflict *store.ConflictError
