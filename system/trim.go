@@ -2,8 +2,10 @@ package system
 
 import (
 	"context"
+	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 
 	"knarr/node/shim/pages"
@@ -38,11 +40,34 @@ func trimWhenQuiet(ctx context.Context) {
 		case <-collected:
 			rested = time.Since(last) >= quiet
 			last = time.Now()
+			limitMemory()
 		}
 		if rested {
 			debug.FreeOSMemory()
 			program.Drop()
 		}
+	}
+}
+
+// Memory in use besides the live heap: as much again as the live heap before the next collection (GOGC is 100), a share of it for holes,
+// and memoryBase bytes for stacks, the runtime and small heaps.
+const (
+	holes      = 4 // a quarter
+	memoryBase = 48 << 20
+)
+
+// limitMemory sets the runtime's soft memory limit to what the present live heap needs: it then gives back at once what a peak took
+// (a list of all pods, collections that came late on a busy machine), not in the minutes after it. Where the heap grows, so does the
+// limit, with each collection. An operator's own limit stands.
+func limitMemory() {
+	if os.Getenv("GOMEMLIMIT") != "" {
+		return
+	}
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	if live[0].Value.Kind() == metrics.KindUint64 {
+		n := int64(live[0].Value.Uint64())
+		debug.SetMemoryLimit(2*n + n/holes + memoryBase)
 	}
 }
 
