@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	_ "k8s.io/component-base/metrics/prometheus/clientgo/leaderelection" // leader_election_master_status: who leads
 )
 
 // Times of an election, upstream's defaults: who leads and cannot renew its lease for renewDeadline stops, and leaseDuration after the last

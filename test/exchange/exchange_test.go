@@ -1,7 +1,6 @@
 package exchange
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -26,6 +25,8 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"knarr/internal/rig"
 )
 
 const (
@@ -48,15 +49,17 @@ var resources = []schema.GroupVersionResource{
 func TestStoreMovesBothWays(t *testing.T) {
 	dir := t.TempDir()
 	programs := build(t, dir)
-	endpoint := startEtcd(t, programs.etcd, dir)
+	etcd, err := rig.StartEtcd(programs.etcd, filepath.Join(dir, "etcd-data"), "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, etcd.Stop()) })
 
-	upstream, stop := startUpstream(t, programs.upstream, dir, endpoint, "")
+	upstream, stop := startUpstream(t, programs.upstream, dir, etcd.URL, "")
 	written := objects("from-upstream")
 	create(t, upstream, written)
 	before := dump(t, upstream)
 	stop()
 
-	ours, stop := startKnarr(t, programs.knarr, dir, endpoint)
+	ours, stop := startKnarr(t, programs.knarr, dir, etcd.URL)
 	after := dump(t, ours)
 	for key, obj := range before {
 		require.Equal(t, obj, after[key], key)
@@ -65,7 +68,7 @@ func TestStoreMovesBothWays(t *testing.T) {
 	before = dump(t, ours)
 	stop()
 
-	upstream, stop = startUpstream(t, programs.upstream, dir, endpoint, filepath.Join(dir, "knarr", "x", "server", "encryption.yaml"))
+	upstream, stop = startUpstream(t, programs.upstream, dir, etcd.URL, filepath.Join(dir, "knarr", "x", "server", "encryption.yaml"))
 	defer stop()
 	after = dump(t, upstream)
 	for key, obj := range before {
@@ -78,41 +81,14 @@ type programs struct{ etcd, upstream, knarr string }
 
 func build(t *testing.T, dir string) programs {
 	t.Helper()
-	bin := os.Getenv("KNARR_BIN")
-	if bin == "" {
-		bin = "../../bin"
-	}
-	knarr, err := filepath.Abs(filepath.Join(bin, "knarr"))
-	require.NoError(t, err)
-	require.FileExists(t, knarr, "`make test` builds it")
-	p := programs{etcd: filepath.Join(dir, "etcd"), upstream: filepath.Join(dir, "kube-apiserver"), knarr: knarr}
-	for _, b := range []struct{ dir, out, what string }{
-		{"../etcdserver", p.etcd, "."}, {"../..", p.upstream, "k8s.io/kubernetes/cmd/kube-apiserver"},
-	} {
-		cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", b.out, b.what)
-		cmd.Dir = b.dir
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, "%s", out)
-	}
+	p := programs{etcd: filepath.Join(dir, "etcd"), upstream: filepath.Join(dir, "kube-apiserver"), knarr: filepath.Join(rig.Bin("../../bin"), "knarr")}
+	require.FileExists(t, p.knarr, "`make test` builds it")
+	require.NoError(t, rig.BuildEtcd(t.Context(), "../etcdserver", p.etcd))
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", p.upstream, "k8s.io/kubernetes/cmd/kube-apiserver")
+	cmd.Dir = "../.."
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
 	return p
-}
-
-// startEtcd runs a member that ends with its standard input, and gives its address.
-func startEtcd(t *testing.T, program, dir string) string {
-	t.Helper()
-	cmd := exec.Command(program, "-data-dir", filepath.Join(dir, "etcd-data"))
-	in, err := cmd.StdinPipe()
-	require.NoError(t, err)
-	out, err := cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		in.Close()
-		_ = cmd.Wait()
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	require.NoError(t, err)
-	return strings.TrimSpace(line)
 }
 
 func freePort(t *testing.T) string {

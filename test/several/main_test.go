@@ -2,12 +2,12 @@ package several
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -18,6 +18,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"knarr/internal/rig"
 )
 
 const (
@@ -52,10 +54,8 @@ func outside() error {
 	}
 	defer os.RemoveAll(dir)
 	etcd := filepath.Join(dir, "etcd")
-	build := exec.Command("go", "build", "-trimpath", "-o", etcd, ".")
-	build.Dir = filepath.Join("..", "etcdserver")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("%w\n%s", err, out)
+	if err := rig.BuildEtcd(context.Background(), filepath.Join("..", "etcdserver"), etcd); err != nil {
+		return err
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -80,25 +80,23 @@ func makeMachine() error {
 
 // etcd is one member, which ends with the test.
 type etcd struct {
-	url string
-	cmd *exec.Cmd
+	*rig.Etcd
+	data string
 }
 
 func startEtcd(t *testing.T) *etcd {
 	t.Helper()
-	cmd := exec.Command(os.Getenv(etcdEnv), "-data-dir", t.TempDir())
-	in, err := cmd.StdinPipe()
+	e := &etcd{data: t.TempDir()}
+	e.serve(t, "127.0.0.1:0")
+	t.Cleanup(func() { _ = e.Stop() }) // a test may have killed it
+	return e
+}
+
+func (e *etcd) serve(t *testing.T, listen string) {
+	t.Helper()
+	var err error
+	e.Etcd, err = rig.StartEtcd(os.Getenv(etcdEnv), e.data, listen)
 	require.NoError(t, err)
-	out, err := cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		in.Close()
-		_ = cmd.Wait()
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	require.NoError(t, err)
-	return &etcd{url: strings.TrimSpace(line), cmd: cmd}
 }
 
 // server is one knarr server, and an administrator's client of it.
@@ -114,12 +112,7 @@ type server struct {
 // knarr is the program.
 func knarr(t *testing.T) string {
 	t.Helper()
-	bin := os.Getenv("KNARR_BIN")
-	if bin == "" {
-		bin = "../../bin"
-	}
-	path, err := filepath.Abs(filepath.Join(bin, "knarr"))
-	require.NoError(t, err)
+	path := filepath.Join(rig.Bin("../../bin"), "knarr")
 	require.FileExists(t, path, "`make test` builds it")
 	return path
 }
@@ -132,7 +125,7 @@ func newServer(t *testing.T, e *etcd, i int, args ...string) *server {
 	s.cmd = exec.Command(knarr(t), append([]string{"server", "--no-agent", "--name", name, "--data-dir", root, "--bind-address", addresses[i],
 		"--advertise-address", addresses[i], "--port", "6443"}, args...)...)
 	if e != nil {
-		s.cmd.Args = append(s.cmd.Args, "--datastore-endpoint", e.url)
+		s.cmd.Args = append(s.cmd.Args, "--datastore-endpoint", e.URL)
 	}
 	return s
 }
