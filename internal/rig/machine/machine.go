@@ -16,6 +16,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -126,12 +128,32 @@ func run(bin string) error {
 	defer func() {
 		down := exec.Command(filepath.Join(bin, "knarr"), "down", "--purge", "--name", name, "--data-dir", filepath.Join(root, "data"))
 		netns.Run(context.Background(), machine, down) // an error says that nothing was left
+		killIn(machine)
 		netns.Delete(machine)
 		netns.Delete(world)
 	}()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	return netns.Run(ctx, machine, again(ctx, insideEnv+"="+name, rootEnv+"="+filepath.Join(root, "data"), worldEnv+"="+world))
+}
+
+// killIn ends the processes in a network namespace: programs of a test that died. Nobody else's are in it.
+func killIn(ns string) {
+	theirs, err := os.Stat(ns)
+	if err != nil {
+		return
+	}
+	links, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	for _, l := range links {
+		ours, err := os.Stat(l)
+		if err != nil || !os.SameFile(theirs, ours) {
+			continue
+		}
+		// Our own main thread may be one of those that entered it.
+		if pid, err := strconv.Atoi(strings.Split(l, "/")[2]); err == nil && pid != os.Getpid() {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+		}
+	}
 }
 
 // makeMachine makes two namespaces that are joined by a link: the machine's only way out leads to the world.
