@@ -43,7 +43,7 @@ test: build testdeps kubectl
 	status=0; \
 	KNARR_BIN=$(CURDIR)/bin go test -timeout 20m $(PURE) || status=1; \
 	CGO_ENABLED=1 go test -timeout 20m $(CGO) || status=1; \
-	KNARR_BIN=$(CURDIR)/bin go test -C test/clients -short -timeout 20m . || status=1; \
+	KNARR_BIN=$(CURDIR)/bin go test -C test/clients -count=1 -short -timeout 20m . || status=1; \
 	KNARR_BIN=$(CURDIR)/bin go test -C test/conformance -count=1 -timeout 60m . || status=1; \
 	exit $$status
 
