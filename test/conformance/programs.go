@@ -28,6 +28,7 @@ var programs = []struct {
 	{"sample-apiserver", "k8s.io/sample-apiserver", false},
 	{"etcd", "go.etcd.io/etcd/server/v3", false},
 	{"pause", "./pause", true},
+	{"sh", "./sh", false},
 }
 
 func (c config) bin(name string) string { return filepath.Join(c.out, "bin", name) }

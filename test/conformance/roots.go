@@ -82,8 +82,8 @@ func (c config) unpack(ctx context.Context, dir string, packages ...string) erro
 	return nil
 }
 
-// makeBusybox is Debian's static busybox under all its names, except sh: its own shell would not hand environment variables
-// on that have a dash in their names, as upstream's does and tests want. Bash does; bare runs leave those tests out.
+// makeBusybox is Debian's static busybox under all its names, with a sh that is bash where busybox's own shell would not hand on an environment
+// variable that has a dash in its name, as upstream's does and tests want; bare runs leave those tests out.
 func makeBusybox(ctx context.Context, c config, dir string) error {
 	for _, d := range []string{"bin", "etc", "home", "root", "usr", "var/log", "var/run", "proc", "sys", "dev"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
@@ -100,8 +100,8 @@ func makeBusybox(ctx context.Context, c config, dir string) error {
 	if c.bare {
 		return linkApplets(ctx, dir, func(string) bool { return false })
 	}
-	return errors.Join(copyFile(filepath.Join(c.root("bash"), "bin", "bash-static"), filepath.Join(dir, "bin", "sh"), 0o755),
-		linkApplets(ctx, dir, func(name string) bool { return name == "sh" }))
+	return errors.Join(copyFile(filepath.Join(c.root("bash"), "bin", "bash-static"), filepath.Join(dir, "bin", "bash"), 0o755),
+		c.program(dir, "sh", "/bin/sh", 0o755), linkApplets(ctx, dir, func(name string) bool { return name == "sh" }))
 }
 
 // linkApplets gives busybox in dir/bin its further names, except those that has reports.
