@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+
+	"knarr/apiserver"
 )
 
 // budgetsFile holds, line by line, an operation and how many allocations it may cost, tab between them: of the whole pipeline behind
@@ -27,6 +29,9 @@ const (
 	budgetTries = 3
 )
 
+// budgetListed is the number of objects in a list, budgetWatchers that of watches that see a change.
+const budgetListed, budgetWatchers = 100, 100
+
 // operations are what budgets are for; each is called with the number of its run.
 func operations(t *testing.T, c *cluster) map[string]func(i int) {
 	ns, err := c.CoreV1().Namespaces().Create(context.Background(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "budget-"}}, metav1.CreateOptions{})
@@ -36,7 +41,17 @@ func operations(t *testing.T, c *cluster) map[string]func(i int) {
 	root := "/api/v1/namespaces/" + ns.Name
 	send(t, c, http.MethodPost, root+"/pods", runtime.ContentTypeProtobuf, encodeProto(t, benchPod("patched")))
 	send(t, c, http.MethodPost, root+"/configmaps", runtime.ContentTypeProtobuf, encodeProto(t, configMap("patched", nil)))
+	for i := range budgetListed {
+		send(t, c, http.MethodPost, root+"/secrets", runtime.ContentTypeProtobuf, encodeProto(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("s", i)}}))
+	}
+	read := func(path string) func(int) {
+		return func(int) { require.Equal(t, http.StatusOK, fetch(t, c, root+path, runtime.ContentTypeProtobuf).Code) }
+	}
+	watched := gatherAudience(t, serveOn(t, func(*apiserver.Config) {}, func(*apiserver.Server) {}, false), budgetWatchers)
 	return map[string]func(i int){
+		"get Pod": read("/pods/patched"),
+		fmt.Sprintf("list %d Secrets", budgetListed):                read("/secrets"),
+		fmt.Sprintf("patch ConfigMap, %d watchers", budgetWatchers): func(int) { watched.change(t) },
 		"create ConfigMap": func(i int) {
 			send(t, c, http.MethodPost, root+"/configmaps", runtime.ContentTypeProtobuf, encodeProto(t, configMap(fmt.Sprintf("m%d", i), nil)))
 		},

@@ -48,13 +48,19 @@ func serve(t testing.TB, change func(*apiserver.Config)) *served {
 // serveWith is serve with a look at the server before it serves.
 func serveWith(t testing.TB, change func(*apiserver.Config), look func(*apiserver.Server)) *served {
 	t.Helper()
+	return serveOn(t, change, look, true)
+}
+
+// serveOn is serveWith on a store that looks for objects that somebody changes only when told to.
+func serveOn(t testing.TB, change func(*apiserver.Config), look func(*apiserver.Server), detect bool) *served {
+	t.Helper()
 	tokens := filepath.Join(t.TempDir(), "tokens.csv")
 	require.NoError(t, os.WriteFile(tokens, []byte(adminToken+`,admin,1,"system:masters"`+"\n"+nobodyToken+",nobody,2\n"), 0o600))
-	c := startClusterWith(t, vfs.NewMem(), nil, func(config *apiserver.Config) {
+	c := startClusterOn(t, vfs.NewMem(), nil, func(config *apiserver.Config) {
 		config.Options = options.New()
 		config.Options.Authentication.TokenFile.TokenFile = tokens
 		change(config)
-	})
+	}, detect)
 	look(c.server)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
