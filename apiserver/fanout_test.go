@@ -12,12 +12,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 
 	"knarr/apiserver"
 )
@@ -58,7 +58,7 @@ func (p *plainClient) get(t testing.TB, path, accept string) {
 	p.next += 2
 }
 
-// whole reads one answer to its end and returns its size.
+// whole reads one answer to its end, gives the server as much room again and returns its size.
 func (p *plainClient) whole(t testing.TB) (size int) {
 	t.Helper()
 	for {
@@ -66,6 +66,9 @@ func (p *plainClient) whole(t testing.TB) (size int) {
 		require.NoError(t, err)
 		if d, ok := f.(*http2.DataFrame); ok {
 			if size += len(d.Data()); d.StreamEnded() {
+				if size > 0 {
+					require.NoError(t, p.WriteWindowUpdate(0, uint32(size)))
+				}
 				return size
 			}
 		}

@@ -28,6 +28,7 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"knarr/api"
+	"knarr/store"
 )
 
 const (
@@ -178,13 +179,15 @@ var listBuffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, li
 // sendList writes a list piece by piece: there is never a second copy of it.
 func (rd *read) sendList(w http.ResponseWriter, req *http.Request, page *api.Page) error {
 	items, size := make([][]byte, len(page.Records)), 0
+	store.Encodings(page.Records, rd.format.contentType(), items)
 	for i, rec := range page.Records {
-		data, err := rd.format.raw(rec)
-		if err != nil {
-			return apierrors.NewInternalError(err)
+		if items[i] == nil {
+			var err error
+			if items[i], err = rd.format.raw(rec); err != nil {
+				return apierrors.NewInternalError(err)
+			}
 		}
-		items[i] = data
-		size += len(data)
+		size += len(items[i])
 	}
 	w.Header().Set("Content-Type", rd.format.contentType())
 	out, end, err := compressed(w, req, size)

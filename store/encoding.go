@@ -48,6 +48,36 @@ func (r *Record) Encoding(kind string, make func() ([]byte, error)) ([]byte, err
 	return data, nil
 }
 
+// Encodings sets into[i] to the bytes that records[i] has cached of a kind, and leaves it where there are none. For many records it
+// takes a fraction of the time of Encoding: each of its loops waits for the memory of several records at once.
+func Encodings(records []*Record, kind string, into [][]byte) {
+	var entries [encodingsAtOnce]*encoding
+	var found [encodingsAtOnce]*[]byte
+	for len(records) > 0 {
+		n := min(len(records), encodingsAtOnce)
+		for i, r := range records[:n] {
+			entries[i] = r.encodings.head.Load()
+		}
+		for i, e := range entries[:n] {
+			for e != nil && e.kind != kind {
+				e = e.next
+			}
+			if found[i] = nil; e != nil {
+				found[i] = e.data.Load()
+			}
+		}
+		for i, data := range found[:n] {
+			if data != nil {
+				into[i] = *data
+			}
+		}
+		records, into = records[n:], into[n:]
+	}
+}
+
+// encodingsAtOnce is how many records Encodings works on at a time.
+const encodingsAtOnce = 64
+
 // entry finds or adds the list element of a kind; nil when the list is full.
 func (s *encodingSet) entry(kind string) *encoding {
 	var fresh *encoding

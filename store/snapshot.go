@@ -32,6 +32,11 @@ func (sn *Snapshot) Get(key string) *Record {
 // Ascend calls fn in key order for the records whose key has the prefix and is not below from, until fn returns false. Empty strings do not
 // restrict.
 func (sn *Snapshot) Ascend(prefix, from string, fn func(*Record) bool) {
+	if last, _, ok := sn.tree.Max(); ok && strings.HasPrefix(last, prefix) {
+		// Then every key from here on has the prefix, and none of them need be fetched from memory to see that.
+		sn.tree.Ascend(max(prefix, from), func(_ string, r *Record) bool { return fn(r) })
+		return
+	}
 	sn.tree.Ascend(max(prefix, from), func(key string, r *Record) bool {
 		return strings.HasPrefix(key, prefix) && fn(r)
 	})

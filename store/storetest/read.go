@@ -228,6 +228,30 @@ func testEncoding(t *testing.T, f Factory) {
 		must(t, err)
 		equal(t, "data", string(data), fmt.Sprint("many", i))
 	}
+	testEncodings(t, e)
+}
+
+// testEncodings asks for the encodings of many records, a third of which have none.
+func testEncodings(t *testing.T, e *env) {
+	var records []*store.Record
+	for i := range 200 {
+		r := e.put(e.pods, fmt.Sprintf("many%03d", i), fmt.Sprint(i))
+		for _, kind := range []string{"other", "wanted", "third"}[i%3:] {
+			_, err := r.Encoding(kind, func() ([]byte, error) { return []byte(kind + Content(r)), nil })
+			must(t, err)
+		}
+		records = append(records, r)
+	}
+	got := make([][]byte, len(records))
+	store.Encodings(records, "wanted", got)
+	for i, data := range got {
+		want := ""
+		if i%3 < 2 {
+			want = fmt.Sprint("wanted", i)
+		}
+		equal(t, fmt.Sprint("encoding of record ", i), string(data), want)
+	}
+	store.Encodings(nil, "wanted", nil)
 }
 
 func testEncodingBounds(t *testing.T, f Factory) {
