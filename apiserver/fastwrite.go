@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -12,6 +13,7 @@ import (
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/audit"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/filters"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
@@ -20,12 +22,13 @@ import (
 	"knarr/api"
 )
 
-// fastWrites hands writes by members of system:masters to the writer at once. The filters would let them pass: nobody else is asked whether they
-// may, and priority and fairness exempts them. What the filters leave in the answer stands in it all the same. The request stays on
-// its goroutine, since the writer ends by its own deadline. Everything else, and what the writer does not do, goes through the filters
-// (chain.go), whose answers are the same, which TestFastWrites holds.
+// fastWrites hands requests of members of system:masters to the handlers at once: writes of stored objects, and gets of custom resources. The
+// filters would let them pass: nobody else is asked whether they may, and priority and fairness exempts them. What the filters leave in the
+// answer stands in it all the same. The request stays on its goroutine, since such handlers end by a deadline of their own. Everything
+// else goes through the filters (chain.go), whose answers are the same, which TestFastWrites holds.
 type fastWrites struct {
 	next   http.Handler // the filters
+	inner  http.Handler // what is behind them
 	writer *writer
 	// authn learns who asks from the connection's certificate, inProcess from the context of who has no connection.
 	authn     func(*http.Request) (user.Info, bool)
@@ -44,12 +47,12 @@ var (
 
 // ServeHTTP implements http.Handler.
 func (f *fastWrites) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	wr, inner := f.accept(req)
-	if wr == nil {
+	inner := f.accept(req)
+	if inner == nil {
 		f.next.ServeHTTP(w, req)
 		return
 	}
-	fast := &fastWrite{wr: wr, done: true}
+	fast := &fastWrite{all: f, done: true}
 	f.serve(fast, w, inner)
 	if fast.done {
 		return
@@ -65,27 +68,44 @@ func (f *fastWrites) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	f.next.ServeHTTP(w, req)
 }
 
-// accept gives the write, and the request as the filters would hand it on; nil when it has to pass them. It reads no body.
-func (f *fastWrites) accept(req *http.Request) (*change, *http.Request) {
+// accept gives the request as the filters would hand it on; nil when it has to pass them. It reads no body.
+func (f *fastWrites) accept(req *http.Request) *http.Request {
 	now := time.Now()
-	if query := req.URL.RawQuery; req.ProtoMajor != 2 || req.Method == http.MethodGet || !f.onlyPlain(req.Header) ||
+	if query := req.URL.RawQuery; req.ProtoMajor != 2 || f.writer.audited || !f.onlyPlain(req.Header) ||
 		strings.Contains(query, "timeout") || strings.Contains(query, "%") { // a timeout is the filters' business, also one that is spelt oddly
-		return nil, nil
+		return nil
 	}
 	info, err := f.resolver.NewRequestInfo(req)
-	if err != nil || f.writer.resources[hotName{schemaResource(info), info.Subresource}] == nil {
-		return nil, nil
+	if err != nil || !f.isBounded(info) {
+		return nil
 	}
 	u, ok := f.inProcess(req.Context())
 	if !ok {
 		u, ok = f.authn(req)
 	}
 	if !ok || !isOfMasters(u) {
-		return nil, nil
+		return nil
 	}
-	ctx := apirequest.WithReceivedTimestamp(req.Context(), now)
-	inner := req.WithContext(apirequest.WithUser(apirequest.WithRequestInfo(ctx, info), u))
-	return f.writer.accept(inner), inner
+	ctx := apirequest.WithReceivedTimestamp(audit.WithAuditContext(req.Context()), now)
+	return req.WithContext(apirequest.WithUser(apirequest.WithRequestInfo(ctx, info), u))
+}
+
+// isBounded tells requests whose handlers end by themselves: upstream's give up a write of an object after 34 seconds.
+func (f *fastWrites) isBounded(info *apirequest.RequestInfo) bool {
+	if !info.IsResourceRequest || info.Subresource != "" && info.Subresource != "status" && info.Subresource != "binding" {
+		return false
+	}
+	kind := f.flow.registry.Kind(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource})
+	if kind == nil {
+		return false // another server's, or nothing that is stored
+	}
+	switch info.Verb {
+	case "create", "update", "patch", "delete":
+		return true
+	case "get":
+		return !kind.Plain()
+	}
+	return false
 }
 
 // onlyPlain reports whether no field of the header means anything to the filters.
@@ -116,18 +136,24 @@ func (f *fastWrites) serve(fast *fastWrite, w http.ResponseWriter, req *http.Req
 		_ = limits.SetReadDeadline(began.Add(RequestTimeout))
 	}
 	h["Audit-Id"], h["Cache-Control"] = []string{auditID()}, []string{"no-cache, private"}
-	f.attempts.of(fast.wr.user.GetName()).add()
+	if u, ok := apirequest.UserFrom(req.Context()); ok {
+		f.attempts.of(u.GetName()).add()
+	}
 	f.end.running.enter()
 	defer f.end.running.leave()
-	f.flow.inflight.writes.enter()
-	defer f.flow.inflight.writes.leave()
+	level := &f.flow.inflight.writes
+	if req.Method == http.MethodGet {
+		level = &f.flow.inflight.reads
+	}
+	level.enter()
+	defer level.leave()
 	genericfilters.WithPanicRecovery(filters.WithWarningRecorder(fast), f.resolver).ServeHTTP(w, req)
 }
 
-// fastWrite is one write on that way, as the innermost handler.
+// fastWrite is one request on that way, as the innermost handler.
 type fastWrite struct {
-	wr *change
-	// done says that the write is answered; false leaves it to the filters.
+	all *fastWrites
+	// done says that the request is answered; false leaves it to the filters.
 	done bool
 	// body is what the filters are to read then, nil for the request's own; late says that it did not come in time.
 	body io.ReadCloser
@@ -136,12 +162,23 @@ type fastWrite struct {
 
 // ServeHTTP implements http.Handler.
 func (f *fastWrite) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	if err := f.wr.read(req); err != nil {
+	data, err := readBody(req)
+	if err != nil {
 		f.done, f.late, f.body = false, errors.Is(err, os.ErrDeadlineExceeded), req.Body
 		return
 	}
-	f.done = f.wr.serve(w, req)
-	f.body = req.Body
+	next := f.all.inner
+	if wr := f.all.writer.accept(req); wr != nil {
+		wr.body = data
+		if wr.serve(w, req) {
+			return
+		}
+		next = f.all.writer.next
+	}
+	req.Body = io.NopCloser(bytes.NewReader(data))
+	ctx, cancel := context.WithTimeout(req.Context(), RequestTimeout)
+	defer cancel()
+	next.ServeHTTP(w, req.WithContext(ctx))
 }
 
 // exempting gives the identities of the flow schema and the priority level that upstream's classification finds for members of system:masters:

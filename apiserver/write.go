@@ -166,10 +166,16 @@ func (wr *change) refuse() error {
 
 // ServeHTTP implements http.Handler.
 func (w *writer) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
-	wr := w.accept(req)
-	if wr == nil || wr.read(req) != nil || !wr.serve(rw, req) {
-		w.next.ServeHTTP(rw, req)
+	if wr := w.accept(req); wr != nil {
+		var err error
+		if wr.body, err = readBody(req); err == nil {
+			if wr.serve(rw, req) {
+				return
+			}
+			req.Body = io.NopCloser(bytes.NewReader(wr.body))
+		}
 	}
+	w.next.ServeHTTP(rw, req)
 }
 
 // serve does the write and answers; false leaves both to upstream's handlers.
@@ -191,7 +197,6 @@ func (wr *change) serve(rw http.ResponseWriter, req *http.Request) bool {
 		result, err = wr.patch(ctx)
 	}
 	if err != nil && (wr.refused || isTooLarge(err)) {
-		req.Body = io.NopCloser(bytes.NewReader(wr.body))
 		return false
 	}
 	wr.answer(rw, req, code, outcome, result, err)

@@ -137,21 +137,24 @@ var serializers = sync.OnceValue(func() map[string]runtime.SerializerInfo {
 // errTooLong is a body that is too large for the API.
 var errTooLong = errors.New("the body is too long")
 
-// read takes the body in, and puts it back for upstream's handlers when there is something wrong with it.
-func (wr *change) read(req *http.Request) error {
+// readBody takes the body in, and puts it back for who comes next when there is something wrong with it.
+func readBody(req *http.Request) ([]byte, error) {
+	if req.Body == nil || req.Body == http.NoBody {
+		return nil, nil
+	}
 	buf := bytes.Buffer{}
 	if n := req.ContentLength; n > 0 && n <= MaxRequestBodyBytes {
 		buf.Grow(int(n) + bytes.MinRead)
 	}
 	_, err := buf.ReadFrom(io.LimitReader(req.Body, MaxRequestBodyBytes+1))
-	wr.body = buf.Bytes()
-	if err == nil && len(wr.body) <= MaxRequestBodyBytes {
+	data := buf.Bytes()
+	if err == nil && len(data) <= MaxRequestBodyBytes {
 		_ = req.Body.Close()
-		return nil
+		return data, nil
 	}
-	rest := io.MultiReader(bytes.NewReader(wr.body), req.Body)
+	rest := io.MultiReader(bytes.NewReader(data), req.Body)
 	if err != nil {
-		rest = io.MultiReader(bytes.NewReader(wr.body), failed{err})
+		rest = io.MultiReader(bytes.NewReader(data), failed{err})
 	} else {
 		err = errTooLong
 	}
@@ -159,7 +162,7 @@ func (wr *change) read(req *http.Request) error {
 		io.Reader
 		io.Closer
 	}{rest, req.Body}
-	return err
+	return nil, err
 }
 
 // failed is a body that ended with an error.

@@ -118,11 +118,6 @@ var bothDeletions = []bothWrite{
 func TestWritesAreUpstreams(t *testing.T) {
 	c := theCluster(t)
 	spaces := bothSpaces(t, c)
-	const (
-		smp   = string(types.StrategicMergePatchType)
-		merge = string(types.MergePatchType)
-		js    = runtime.ContentTypeJSON
-	)
 	for i, w := range append([]bothWrite{
 		{"POST", "configmaps", js, `{"metadata":{"name":"m","labels":{"a":"b"}},"data":{"x":"y"}}`, 201},
 		{"POST", "configmaps", js, `{"metadata":{"name":"m"}}`, 409},
