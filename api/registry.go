@@ -202,7 +202,7 @@ func (r *Registry) openAlone(config *storagebackend.ConfigForResource, resourceP
 	kind.codec = codec
 	if isUnstructured(example) {
 		kind.Stored = example.GetObjectKind().GroupVersionKind()
-		kind.form = &codecForm{config.Codec, kind.Stored}
+		kind.form = newCodecForm(config.Codec, kind.Stored)
 		codec.encode = func(obj runtime.Object) ([]byte, error) { return obj.(*unstructured.Unstructured).MarshalJSON() }
 		codec.decode = decodeUnstructured
 	} else if err := bindScheme(kind, codec, config, example); err != nil {

@@ -9,9 +9,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	crdclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -48,6 +50,9 @@ func operations(t *testing.T, c *cluster) map[string]func(i int) {
 		return func(int) { require.Equal(t, http.StatusOK, fetch(t, c, root+path, runtime.ContentTypeProtobuf).Code) }
 	}
 	watched := gatherAudience(t, serveOn(t, func(*apiserver.Config) {}, func(*apiserver.Server) {}, false), budgetWatchers)
+	ships := "/apis/budget.example.com/v1/namespaces/" + ns.Name + "/ships"
+	defineShips(t, c, ships, "budget.example.com")
+	send(t, c, http.MethodPost, ships, runtime.ContentTypeJSON, shipBody("known"))
 	return map[string]func(i int){
 		"get Pod": read("/pods/patched"),
 		fmt.Sprintf("list %d Secrets", budgetListed):                read("/secrets"),
@@ -70,10 +75,33 @@ func operations(t *testing.T, c *cluster) map[string]func(i int) {
 			send(t, c, http.MethodPost, root+"/pods", runtime.ContentTypeProtobuf, encodeProto(t, benchPod(fmt.Sprintf("d%d", i))))
 			send(t, c, http.MethodDelete, root+fmt.Sprintf("/pods/d%d", i), runtime.ContentTypeJSON, []byte(`{"gracePeriodSeconds":0}`))
 		},
+		"get custom resource": func(int) { send(t, c, http.MethodGet, ships+"/known", "", nil) },
+		"patch custom resource": func(i int) {
+			send(t, c, http.MethodPatch, ships+"/known", string(types.MergePatchType), fmt.Appendf(nil, `{"metadata":{"labels":{"a":"%d"}}}`, i))
+		},
+		"create and delete custom resource": func(i int) {
+			send(t, c, http.MethodPost, ships, runtime.ContentTypeJSON, shipBody(fmt.Sprintf("s%d", i)))
+			send(t, c, http.MethodDelete, ships+fmt.Sprintf("/s%d", i), runtime.ContentTypeJSON, nil)
+		},
 		"patch ConfigMap": func(i int) {
 			send(t, c, http.MethodPatch, root+"/configmaps/patched", string(types.MergePatchType), fmt.Appendf(nil, `{"data":{"other":"%d"}}`, i))
 		},
 	}
+}
+
+func shipBody(name string) []byte {
+	return fmt.Appendf(nil, `{"apiVersion":"budget.example.com/v1","kind":"Ship","metadata":{"name":"%s"},"spec":{"crew":6}}`, name)
+}
+
+// defineShips makes a custom resource and waits until it is served at the path.
+func defineShips(t testing.TB, c *cluster, path, group string) {
+	t.Helper()
+	definitions := crdclient.NewForConfigOrDie(restConfig(c)).ApiextensionsV1().CustomResourceDefinitions()
+	_, err := definitions.Create(context.Background(), definition(group), metav1.CreateOptions{})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		return answerTo(c, http.MethodGet, path, "", runtime.ContentTypeJSON, "", nil).Code == http.StatusOK
+	}, timeout, 5*time.Millisecond)
 }
 
 func TestBudgets(t *testing.T) {

@@ -1,16 +1,12 @@
 package apiserver_test
 
 import (
-	"context"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
-	crdclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -85,13 +81,7 @@ func TestFastWrites(t *testing.T) {
 		}
 		return s.ask(t, c, request{method: method, path: root + "/namespaces/" + spaces[i] + "/" + path, body: body, header: header})
 	}
-	crds, err := crdclient.NewForConfig(restConfig(s.cluster))
-	require.NoError(t, err)
-	_, err = crds.ApiextensionsV1().CustomResourceDefinitions().Create(context.Background(), definition("fast.example.com"), metav1.CreateOptions{})
-	require.NoError(t, err)
-	require.Eventually(t, func() bool {
-		return write(root, 0, "GET", "ships", "", runtime.ContentTypeJSON, "").status == 200
-	}, timeout, 5*time.Millisecond)
+	defineShips(t, s.cluster, "/apis/fast.example.com/v1/ships", "fast.example.com")
 	for _, w := range fastWrites {
 		for _, accept := range []string{runtime.ContentTypeJSON, runtime.ContentTypeProtobuf} {
 			if accept == runtime.ContentTypeProtobuf && (w.code == 201 || strings.HasPrefix(w.path, "ships")) {

@@ -23,7 +23,7 @@ func send(b testing.TB, c *cluster, method, path, contentType string, body []byt
 	b.Helper()
 	req := httptest.NewRequest(method, path, bytes.NewReader(body))
 	req.Header.Set("Content-Type", contentType)
-	req.Header.Set("Accept", runtime.ContentTypeProtobuf)
+	req.Header.Set("Accept", runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON)
 	req.Header.Set("User-Agent", "bench/1")
 	req.ProtoMajor = 2 // as in-process requests are, and those of clients in Go
 	req = req.WithContext(client.WithUser(req.Context(), client.User("admin", user.SystemPrivilegedGroup)))
