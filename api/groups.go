@@ -129,6 +129,7 @@ func (r *Registry) Groups(c Config) (*Groups, error) {
 	}
 	aggregation := aggregatorrest.NewRESTStorage(aggregationResources(), r, false)
 	g.Aggregation = &aggregation
+	sharePrinters(g.All())
 	return g, nil
 }
 

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"reflect"
 	"slices"
+	"unsafe"
 
 	"github.com/emicklei/go-restful/v3"
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
@@ -27,7 +29,8 @@ type installer struct {
 	equivalents runtime.EquivalentResourceRegistry
 	admit       admission.Interface
 	authorizer  authorizer.Authorizer
-	types       managedfields.TypeConverter
+	types       managedfields.TypeConverter // of the group that is installed
+	schemas     schemas
 	services    map[schema.GroupVersion]*restful.WebService
 }
 
@@ -93,7 +96,27 @@ func (in *installer) installVersion(info *genericapiserver.APIGroupInfo, gv sche
 		return nil, err
 	}
 	in.services[gv] = in.container.RegisteredWebServices()[before]
+	dropExpressions(in.services[gv])
 	return resources, nil
+}
+
+// dropExpressions frees the regular expressions of a web service's routes, 5 MB in all, which go-restful compiles for a router that is not
+// ours: CurlyRouter matches by the parts of a path. Where the library keeps them elsewhere nothing happens; a test tells.
+func dropExpressions(service *restful.WebService) (dropped int) {
+	routes := reflect.ValueOf(service).Elem().FieldByName("routes")
+	if routes.Kind() != reflect.Slice {
+		return 0
+	}
+	for i := range routes.Len() {
+		f := routes.Index(i).FieldByName("pathExpr")
+		if f.Kind() != reflect.Pointer {
+			return dropped
+		}
+		// The field is the library's own, hence the detour.
+		reflect.NewAt(f.Type(), unsafe.Pointer(f.UnsafeAddr())).Elem().SetZero()
+		dropped++
+	}
+	return dropped
 }
 
 // servedVersions lists, by resource, the group versions that serve it; webhooks match equivalent resources by it.

@@ -87,6 +87,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	types := prepareSchemas()
 	limitPatches()
 	registerMetrics()
 	s := &Server{config: c, client: client, reads: newReadMetrics(), hooks: newHooks(), end: newShutdown()}
@@ -110,7 +111,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if s.groups, err = c.Registry.Groups(s.groupConfig()); err != nil {
 		return nil, err
 	}
-	in := newInstaller(s.id, s.admit)
+	in := newInstaller(s.id, s.admit, types)
 	if err := in.installAll(s.groups); err != nil {
 		return nil, err
 	}
@@ -171,7 +172,7 @@ func (s *Server) extend(in *installer, services webhook.ServiceResolver, webhook
 	return nil
 }
 
-func newInstaller(id *identity, admit admission.Interface) *installer {
+func newInstaller(id *identity, admit admission.Interface, types schemas) *installer {
 	container := newContainer()
 	container.ServiceErrorHandler(containerError(legacyscheme.Codecs))
 	return &installer{
@@ -179,7 +180,8 @@ func newInstaller(id *identity, admit admission.Interface) *installer {
 		equivalents: runtime.NewEquivalentResourceRegistry(),
 		admit:       admit,
 		authorizer:  id.authorizer,
-		types:       &lazyTypes{make: newTypeConverter},
+		types:       types.builtin,
+		schemas:     types,
 		services:    map[schema.GroupVersion]*restful.WebService{},
 		discovery: &discoveries{
 			root:       discovery.NewRootAPIsHandler(discovery.DefaultAddresses{}, legacyscheme.Codecs),
@@ -195,14 +197,13 @@ func (in *installer) installAll(groups *api.Groups) error {
 	if err := in.install(groups.Core, "/api"); err != nil {
 		return err
 	}
-	builtin := in.types
-	in.types = &lazyTypes{make: newExtensionTypeConverter}
+	in.types = in.schemas.extension
 	for _, group := range []*genericapiserver.APIGroupInfo{groups.Aggregation, groups.Extensions} {
 		if err := in.install(group, "/apis"); err != nil {
 			return err
 		}
 	}
-	in.types = builtin
+	in.types = in.schemas.builtin
 	for _, group := range groups.Named {
 		if err := in.install(group, "/apis"); err != nil {
 			return err
@@ -212,7 +213,21 @@ func (in *installer) installAll(groups *api.Groups) error {
 	return nil
 }
 
-// lazyTypes puts off the schema of server-side apply (50 ms, 0.7 MB) until the first write that needs it.
+// schemas are what server-side apply knows of the built-in kinds, and of definitions and APIServices.
+type schemas struct{ builtin, extension *lazyTypes }
+
+// prepareSchemas begins to build the schemas, beside what else a start has to do: the first write needs one.
+func prepareSchemas() schemas {
+	s := schemas{builtin: &lazyTypes{make: newTypeConverter}, extension: &lazyTypes{make: newExtensionTypeConverter}}
+	go func() {
+		for _, l := range []*lazyTypes{s.builtin, s.extension} {
+			_, _ = l.get() // who uses it gets the error
+		}
+	}()
+	return s
+}
+
+// lazyTypes is a schema (50 ms, 0.7 MB), built once; who asks meanwhile waits.
 type lazyTypes struct {
 	make  func() (managedfields.TypeConverter, error)
 	once  sync.Once

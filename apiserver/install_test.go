@@ -1,0 +1,38 @@
+package apiserver
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/emicklei/go-restful/v3"
+	"github.com/stretchr/testify/require"
+)
+
+// TestDropExpressions: routes are found, and their parameters read, without their regular expressions.
+func TestDropExpressions(t *testing.T) {
+	service := new(restful.WebService)
+	service.Path("/api/v1")
+	for _, method := range []string{http.MethodGet, http.MethodPut} {
+		service.Route(service.Method(method).Path("/pods/{name}/{path:*}").To(func(req *restful.Request, resp *restful.Response) {
+			_, _ = resp.Write([]byte(req.PathParameter("name") + " " + req.PathParameter("path")))
+		}))
+	}
+	require.Equal(t, 2, dropExpressions(service), "the library keeps them elsewhere")
+	container := newContainer()
+	container.Add(service)
+	for _, test := range []struct {
+		method, path, answer string
+		code                 int
+	}{
+		{http.MethodGet, "/api/v1/pods/a/b/c", "a b/c", http.StatusOK},
+		{http.MethodPut, "/api/v1/pods/a/b", "a b", http.StatusOK},
+		{http.MethodPost, "/api/v1/pods/a/b", "405: Method Not Allowed", http.StatusMethodNotAllowed},
+		{http.MethodGet, "/api/v1/nodes/a/b", "404: Page Not Found", http.StatusNotFound},
+	} {
+		w := httptest.NewRecorder()
+		container.Dispatch(w, httptest.NewRequest(test.method, test.path, nil))
+		require.Equal(t, test.code, w.Code, test)
+		require.Equal(t, test.answer, w.Body.String(), test)
+	}
+}
