@@ -14,7 +14,7 @@ import (
 
 // granule is how much of the program one page fault may map, in bytes: less maps less that is not used, more needs fewer mappings (the
 // kernel keeps about 200 bytes for each). It is a whole number of pages, also of machines with larger ones.
-const granule = 32 << 10
+const granule = 16 << 10
 
 // Program is the read-only mappings of the program itself. It is immutable.
 type Program []span
