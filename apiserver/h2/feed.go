@@ -222,7 +222,7 @@ func (c *conn) dataLocked(st *stream, data []byte) []byte {
 	}
 	for left := n; left > 0; {
 		part := min(left, c.frameSize)
-		c.out = appendData(c.out, st.id, data[:part], false)
+		c.out = appendData(withRoom(c.out, part+frameHeader), st.id, data[:part], false)
 		data, left = data[part:], left-part
 	}
 	return data

@@ -56,7 +56,7 @@ func (s *socket) Write(p []byte) (int, error) {
 		}
 		s.out = s.out[:0]
 	}
-	s.out = append(s.out, p...)
+	s.out = append(withRoom(s.out, len(p)), p...)
 	return len(p), nil
 }
 

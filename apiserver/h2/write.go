@@ -11,18 +11,44 @@ import (
 // batchBytes is how much of an answer gathers before it is written; a batch that others fill too gets larger.
 const batchBytes = 64 << 10
 
-// batches are buffers for what is written at once: a connection has some only while it writes.
-var batches = sync.Pool{New: func() any { return new([]byte) }}
+// Buffers for what is written at once, of two sizes: a connection has some only while it writes, and a large one only where it needs it.
+var batches, largeBatches = sync.Pool{New: func() any { return new([]byte) }}, sync.Pool{New: func() any {
+	b := make([]byte, 0, largeBatch)
+	return &b
+}}
+
+const (
+	// smallBatch is up to where a batch grows by itself.
+	smallBatch = 16 << 10
+	// largeBatch has room for all that handlers may add, and a frame more.
+	largeBatch = maxBodies + 2*frameBytes
+)
 
 // takeBatch gives an empty buffer.
 func takeBatch() []byte { return (*batches.Get().(*[]byte))[:0] }
 
+// withRoom gives a buffer with the same content and room for n bytes more, as far as that is in its hands.
+func withRoom(b []byte, n int) []byte {
+	if cap(b)-len(b) >= n || len(b)+n <= smallBatch || len(b)+n > largeBatch {
+		return b
+	}
+	large := append((*largeBatches.Get().(*[]byte))[:0], b...)
+	giveBatch(b)
+	return large
+}
+
 // giveBatch gives a buffer back for others to use; unusually large ones are left to the collector.
 func giveBatch(b []byte) {
-	if cap(b) > 0 && cap(b) <= 4*maxBodies {
+	switch {
+	case cap(b) == largeBatch:
+		largeBatches.Put(&b)
+	case cap(b) > 0 && cap(b) <= 2*smallBatch:
 		batches.Put(&b)
 	}
 }
+
+// frameHeader is the size of a frame's header: RFC 9113, section 4.1.
+const frameHeader = 9
 
 // appendFrame appends a frame's header.
 func appendFrame(out []byte, size int, kind http2.FrameType, flags http2.Flags, stream uint32) []byte {
@@ -174,7 +200,7 @@ func (c *conn) send(st *stream, block, data []byte, end, flush bool) error {
 		if cap(c.out) == 0 {
 			c.out = takeBatch()
 		}
-		c.out = appendData(c.out, st.id, data[:n], end && n == len(data))
+		c.out = appendData(withRoom(c.out, n+frameHeader), st.id, data[:n], end && n == len(data))
 		c.credit -= int64(n)
 		st.credit -= int64(n)
 		end = end && n < len(data)
