@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -214,16 +214,20 @@ func (s *Storage) selection(prefix string, opts storage.ListOptions) Selection {
 	return sel
 }
 
-// fieldMatch tests a field selector: on the metadata alone where that is enough, else on the hub type's fields.
+// fieldMatch tests a field selector: on fields that are read off the stored object where that is enough, else on the hub type's fields.
 func (k *Kind) fieldMatch(p storage.SelectionPredicate) func(*store.Record) bool {
-	onMeta := true
+	isPod, plain := k.Stored == corev1.SchemeGroupVersion.WithKind("Pod"), true
 	for _, r := range p.Field.Requirements() {
-		onMeta = onMeta && (r.Field == "metadata.name" || r.Field == "metadata.namespace")
+		plain = plain && (r.Field == fieldName || r.Field == fieldNamespace || isPod && r.Field == fieldNode)
 	}
-	if onMeta {
+	if plain {
 		return func(rec *store.Record) bool {
 			m, err := meta.Accessor(rec.Object)
-			return err == nil && p.Field.Matches(metaFields{m})
+			if err != nil {
+				return false
+			}
+			pod, _ := rec.Object.(*corev1.Pod)
+			return p.Field.Matches(plainFields{m, pod})
 		}
 	}
 	return func(rec *store.Record) bool {
@@ -236,16 +240,32 @@ func (k *Kind) fieldMatch(p storage.SelectionPredicate) func(*store.Record) bool
 	}
 }
 
-// metaFields offers an object's name and namespace to a field selector without a map.
-type metaFields struct{ m metav1.Object }
+// Fields that need no conversion. That of a pod's node is what each node's agent watches by: converting each pod for each node would be most of
+// what a change of a pod costs.
+const (
+	fieldName      = "metadata.name"
+	fieldNamespace = "metadata.namespace"
+	fieldNode      = "spec.nodeName"
+)
 
-func (f metaFields) Has(field string) bool {
-	return field == "metadata.name" || field == "metadata.namespace"
+// plainFields offers an object's name and namespace, and a pod's node, to a field selector without a map.
+type plainFields struct {
+	m   metav1.Object
+	pod *corev1.Pod // nil: another kind
 }
 
-func (f metaFields) Get(field string) string {
-	if strings.HasSuffix(field, ".name") {
+func (f plainFields) Has(field string) bool {
+	return field == fieldName || field == fieldNamespace || field == fieldNode && f.pod != nil
+}
+
+func (f plainFields) Get(field string) string {
+	switch {
+	case field == fieldName:
 		return f.m.GetName()
+	case field == fieldNamespace:
+		return f.m.GetNamespace()
+	case field == fieldNode && f.pod != nil:
+		return f.pod.Spec.NodeName
 	}
-	return f.m.GetNamespace()
+	return ""
 }

@@ -222,10 +222,20 @@ func TestFieldSelectors(t *testing.T) {
 		}, metav1.CreateOptions{})
 		require.NoError(t, err)
 	}
-	pods, err := c.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=node-p2"})
-	require.NoError(t, err)
-	require.Len(t, pods.Items, 1)
-	require.Equal(t, "p2", pods.Items[0].Name)
+	for selector, want := range map[string]string{
+		"spec.nodeName=node-p2": "p2", "spec.nodeName!=node-p2": "p1", "spec.nodeName=": "", "spec.nodeName!=": "p1 p2", "metadata.name=p1": "p1",
+		"metadata.name=p1,spec.nodeName=node-p2": "", "metadata.namespace=" + ns + ",spec.nodeName=node-p1": "p1", "metadata.namespace=x": "",
+	} {
+		for _, more := range []string{"", ",status.phase=Pending"} { // which only the pod as upstream sees it tells
+			pods, err := c.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{FieldSelector: selector + more})
+			require.NoError(t, err)
+			var names []string
+			for _, pod := range pods.Items {
+				names = append(names, pod.Name)
+			}
+			require.Equal(t, want, strings.Join(names, " "), selector+more)
+		}
+	}
 	_, err = c.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{FieldSelector: "spec.hostname=x"})
 	require.True(t, apierrors.IsBadRequest(err), err)
 }
