@@ -18,6 +18,9 @@ type Outcome struct {
 	// Deletion says that the caller deletes an object; then a deletion reports, too, and the object that was given for it gets no more
 	// than the identity of what is gone.
 	Deletion bool
+	// Check, where there is one, is asked about each try of an update at its end: obj is what would be stored, old what is. Both are the try's
+	// own and no copies: Check may only read them. Its error ends the update.
+	Check func(ctx context.Context, obj, old runtime.Object) error
 	// Record is what is stored after the write; nil until it succeeded.
 	Record *store.Record
 }

@@ -236,7 +236,7 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 		if err := ctx.Err(); err != nil {
 			return storage.NewTimeoutError(full, "request did not complete within requested timeout")
 		}
-		stored, data, ttl, err := s.try(full, u.rec, ignoreNotFound, preconditions, tryUpdate)
+		stored, data, ttl, err := s.try(ctx, full, u.rec, ignoreNotFound, preconditions, tryUpdate)
 		idle := err == nil && u.rec != nil && s.unchanged(stored, data, u.rec) && !s.kind.stale(ctx, u.rec)
 		if err != nil || idle {
 			again, unsure := u.outdated(ctx)
@@ -273,7 +273,7 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 
 // try runs one round of an update and gives the object to store, its plain encoding and the time it has left to live
 // (zero: for ever).
-func (s *Storage) try(key string, rec *store.Record, ignoreNotFound bool, preconditions *storage.Preconditions,
+func (s *Storage) try(ctx context.Context, key string, rec *store.Record, ignoreNotFound bool, preconditions *storage.Preconditions,
 	tryUpdate storage.UpdateFunc) (runtime.Object, []byte, time.Duration, error) {
 	current, res, left, err := s.current(key, rec, ignoreNotFound)
 	if err != nil {
@@ -285,6 +285,11 @@ func (s *Storage) try(key string, rec *store.Record, ignoreNotFound bool, precon
 	updated, newTTL, err := tryUpdate(current, res)
 	if err != nil {
 		return nil, nil, 0, err
+	}
+	if o := s.outcome(ctx); o != nil && o.Check != nil {
+		if err := o.Check(ctx, updated, current); err != nil {
+			return nil, nil, 0, err
+		}
 	}
 	if err := s.versioner.PrepareObjectForStorage(updated); err != nil {
 		return nil, nil, 0, fmt.Errorf("prepare object for storage: %w", err)

@@ -10,8 +10,17 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/plugin/namespace/lifecycle"
 	"k8s.io/component-base/metrics"
+	"k8s.io/kubernetes/plugin/pkg/admission/certificates/approval"
+	"k8s.io/kubernetes/plugin/pkg/admission/certificates/ctbattest"
+	"k8s.io/kubernetes/plugin/pkg/admission/certificates/signing"
+	"k8s.io/kubernetes/plugin/pkg/admission/job"
+	"k8s.io/kubernetes/plugin/pkg/admission/nodedeclaredfeatures"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
+	"k8s.io/kubernetes/plugin/pkg/admission/podresize"
 	"k8s.io/kubernetes/plugin/pkg/admission/priority"
+	"k8s.io/kubernetes/plugin/pkg/admission/security/podsecurity"
+	"k8s.io/kubernetes/plugin/pkg/admission/serviceaccount"
+	"k8s.io/kubernetes/plugin/pkg/admission/storage/persistentvolume/resize"
 )
 
 // plugins runs admission plugins as upstream's chain does, and counts them in upstream's series, on children that are looked up once.
@@ -34,11 +43,17 @@ type plugin struct {
 	idle func(admission.Attributes) bool
 	// reads says that the plugin changes no object that is deleted.
 	reads bool
-	took  [2]*durations
+	// checks says that the plugin's validation of updates only reads the objects.
+	checks bool
+	took   [2]*durations
 }
 
 // readers are plugins that see deletions and change no object at one.
 var readers = []string{lifecycle.PluginName, noderestriction.PluginName, priority.PluginName}
+
+// checkers are plugins that validate updates and only read what is updated.
+var checkers = []string{serviceaccount.PluginName, podsecurity.PluginName, priority.PluginName, resize.PluginName, approval.PluginName,
+	signing.PluginName, ctbattest.PluginName, nodedeclaredfeatures.PluginName, job.PluginName, podresize.PluginName}
 
 // Steps of admission.
 const (
@@ -72,7 +87,7 @@ func (p *plugins) durations(v durationVector, labels ...string) *durations {
 
 // add appends a plugin.
 func (p *plugins) add(name string, given admission.Interface, idle func(admission.Attributes) bool) {
-	one := &plugin{idle: idle, reads: slices.Contains(readers, name)}
+	one := &plugin{idle: idle, reads: slices.Contains(readers, name), checks: slices.Contains(checkers, name)}
 	one.mutating, _ = given.(admission.MutationInterface)
 	one.validating, _ = given.(admission.ValidationInterface)
 	for step := range one.took {
@@ -121,6 +136,16 @@ func (p *plugins) onlyRead(a admission.Attributes) bool {
 			if !one.reads && (one.idle == nil || !one.idle(a)) {
 				return false
 			}
+		}
+	}
+	return true
+}
+
+// onlyChecks says that no plugin that would validate an update changes what it is given.
+func (p *plugins) onlyChecks(a admission.Attributes) bool {
+	for _, one := range p.order[validateStep][admission.Update] {
+		if !one.checks && (one.idle == nil || !one.idle(a)) {
+			return false
 		}
 	}
 	return true

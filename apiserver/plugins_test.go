@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
 	"knarr/apiserver"
@@ -60,8 +61,18 @@ func TestPluginsBegin(t *testing.T) {
 	require.NoError(t, err)
 	n := 0
 	require.Eventually(t, func() bool { n++; return apierrors.IsInternalError(create("hook" + string(rune('a'+n)))) }, timeout, 5*time.Millisecond)
+	patch := func() error {
+		_, err := c.CoreV1().ConfigMaps(space).Patch(ctx, "before", types.MergePatchType, []byte(`{"data":{"patched":"yes"}}`), metav1.PatchOptions{})
+		return err
+	}
+	err = patch()
+	require.True(t, apierrors.IsInternalError(err), "%v", err)
+	stays, err := c.CoreV1().ConfigMaps(space).Get(ctx, "before", metav1.GetOptions{})
+	require.NoError(t, err)
+	require.Empty(t, stays.Data)
 	require.NoError(t, hooks.Delete(ctx, space, metav1.DeleteOptions{}))
 	require.NoError(t, create("unhooked"))
+	require.NoError(t, patch())
 
 	require.NoError(t, c.CoreV1().Namespaces().Delete(ctx, space, metav1.DeleteOptions{}))
 	err = create("ending")

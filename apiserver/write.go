@@ -150,6 +150,7 @@ type change struct {
 	user            user.Info
 	contentType     string
 	body            []byte
+	outcome         *api.Outcome
 	owners          *ownership.Manager
 	// refused is set when the last try turned out to be one for upstream's handlers; nothing was written then.
 	refused bool
@@ -183,6 +184,7 @@ func (wr *change) serve(rw http.ResponseWriter, req *http.Request) bool {
 	ctx, cancel := context.WithTimeout(req.Context(), writeTimeout)
 	defer cancel()
 	outcome := &api.Outcome{Kind: wr.kind, Deletion: wr.info.Verb == "delete"}
+	wr.outcome = outcome
 	ctx = api.WithOutcome(apirequest.WithNamespace(ctx, wr.info.Namespace), outcome)
 	var result runtime.Object
 	var err error

@@ -95,3 +95,17 @@ func BenchmarkPatchPodStatus(b *testing.B) {
 		send(b, c, http.MethodPatch, root+"/pods/p/status", "application/strategic-merge-patch+json", []byte(body))
 	}
 }
+
+// BenchmarkFirstStatusOfPods patches each pod once, as when many start.
+func BenchmarkFirstStatusOfPods(b *testing.B) {
+	c, root := benchNamespace(b)
+	for i := range b.N {
+		send(b, c, http.MethodPost, root+"/pods", runtime.ContentTypeProtobuf, encodeProto(b, benchPod(fmt.Sprintf("p%d", i))))
+	}
+	body := []byte(`{"status":{"phase":"Running","podIP":"10.1.2.3"}}`)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		send(b, c, http.MethodPatch, fmt.Sprintf("%s/pods/p%d/status", root, i), "application/strategic-merge-patch+json", body)
+	}
+}

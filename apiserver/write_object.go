@@ -146,9 +146,31 @@ func (wr *change) patch(ctx context.Context) (runtime.Object, error) {
 	}
 	info := rest.DefaultUpdatedObjectInfo(nil, wr.apply, admit)
 	never := func(context.Context, runtime.Object) error { return wr.absent() } // a patch creates nothing
-	out, _, err := wr.storage.(rest.Patcher).Update(ctx, wr.info.Name, info, never,
-		rest.AdmissionToValidateObjectUpdateFunc(wr.writer.admit, static, wr.scope), false, options)
+	out, _, err := wr.storage.(rest.Patcher).Update(ctx, wr.info.Name, info, never, wr.validation(static), false, options)
 	return out, err
+}
+
+// validation gives the function that upstream's storage has the admission plugins validate a try with, on copies of both objects. It is nil,
+// and the outcome's check does the same without copies, for plugins that only read; but what is being deleted may go by its update, with
+// no end of a try to check at.
+func (wr *change) validation(static admission.Attributes) rest.ValidateObjectUpdateFunc {
+	validate := rest.AdmissionToValidateObjectUpdateFunc(wr.writer.admit, static, wr.scope)
+	rec := wr.kind.Table.Get(wr.kind.Key(wr.info.Namespace, wr.info.Name))
+	if rec == nil || isBeingDeleted(rec.Object) {
+		return validate
+	}
+	wr.outcome.Check = func(ctx context.Context, obj, old runtime.Object) error {
+		if !wr.writer.admit.onlyChecks(static) {
+			obj, old = obj.DeepCopyObject(), old.DeepCopyObject()
+		}
+		return validate(ctx, obj, old)
+	}
+	return nil
+}
+
+func isBeingDeleted(obj runtime.Object) bool {
+	acc, err := meta.Accessor(obj)
+	return err != nil || acc.GetDeletionTimestamp() != nil
 }
 
 func (wr *change) absent() error { return apierrors.NewNotFound(wr.GroupResource(), wr.info.Name) }
@@ -162,6 +184,9 @@ func (wr *change) apply(_ context.Context, _, current runtime.Object) (runtime.O
 	}
 	if old.GetUID() == "" {
 		return nil, wr.absent()
+	}
+	if wr.outcome.Check != nil && old.GetDeletionTimestamp() != nil {
+		return nil, wr.refuse() // it is deleted since then
 	}
 	live, err := legacyscheme.Scheme.UnsafeConvertToVersion(current, wr.kind.Stored.GroupVersion())
 	if err != nil {
