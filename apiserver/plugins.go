@@ -13,6 +13,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/certificates/approval"
 	"k8s.io/kubernetes/plugin/pkg/admission/certificates/ctbattest"
 	"k8s.io/kubernetes/plugin/pkg/admission/certificates/signing"
+	"k8s.io/kubernetes/plugin/pkg/admission/defaulttolerationseconds"
 	"k8s.io/kubernetes/plugin/pkg/admission/job"
 	"k8s.io/kubernetes/plugin/pkg/admission/nodedeclaredfeatures"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
@@ -45,6 +46,8 @@ type plugin struct {
 	reads bool
 	// checks says that the plugin's validation of updates only reads the objects.
 	checks bool
+	// spares says that the plugin leaves the spec alone where a status is updated.
+	spares bool
 	took   [2]*durations
 }
 
@@ -54,6 +57,9 @@ var readers = []string{lifecycle.PluginName, noderestriction.PluginName, priorit
 // checkers are plugins that validate updates and only read what is updated.
 var checkers = []string{serviceaccount.PluginName, podsecurity.PluginName, priority.PluginName, resize.PluginName, approval.PluginName,
 	signing.PluginName, ctbattest.PluginName, nodedeclaredfeatures.PluginName, job.PluginName, podresize.PluginName}
+
+// sparers are plugins that see updates of statuses and change no spec then.
+var sparers = []string{lifecycle.PluginName, serviceaccount.PluginName, noderestriction.PluginName, priority.PluginName, defaulttolerationseconds.PluginName}
 
 // Steps of admission.
 const (
@@ -87,7 +93,7 @@ func (p *plugins) durations(v durationVector, labels ...string) *durations {
 
 // add appends a plugin.
 func (p *plugins) add(name string, given admission.Interface, idle func(admission.Attributes) bool) {
-	one := &plugin{idle: idle, reads: slices.Contains(readers, name), checks: slices.Contains(checkers, name)}
+	one := &plugin{idle: idle, reads: slices.Contains(readers, name), checks: slices.Contains(checkers, name), spares: slices.Contains(sparers, name)}
 	one.mutating, _ = given.(admission.MutationInterface)
 	one.validating, _ = given.(admission.ValidationInterface)
 	for step := range one.took {
@@ -145,6 +151,16 @@ func (p *plugins) onlyRead(a admission.Attributes) bool {
 func (p *plugins) onlyChecks(a admission.Attributes) bool {
 	for _, one := range p.order[validateStep][admission.Update] {
 		if !one.checks && (one.idle == nil || !one.idle(a)) {
+			return false
+		}
+	}
+	return true
+}
+
+// spareSpecs says that no plugin that would run at an update of a status changes the spec.
+func (p *plugins) spareSpecs(a admission.Attributes) bool {
+	for _, one := range p.order[admitStep][admission.Update] {
+		if !one.spares && (one.idle == nil || !one.idle(a)) {
 			return false
 		}
 	}

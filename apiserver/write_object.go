@@ -192,7 +192,7 @@ func (wr *change) apply(_ context.Context, _, current runtime.Object) (runtime.O
 	if err != nil {
 		return nil, wr.refuse()
 	}
-	obj, ok := patching.Apply(live, types.PatchType(wr.contentType), wr.body)
+	obj, ok := patching.Apply(live, types.PatchType(wr.contentType), wr.body, wr.shared()...)
 	if !ok {
 		return nil, wr.refuse()
 	}
@@ -202,6 +202,17 @@ func (wr *change) apply(_ context.Context, _, current runtime.Object) (runtime.O
 	}
 	legacyscheme.Scheme.Default(obj)
 	return wr.own(live, obj)
+}
+
+// sharedOfStatus is what a patch of a status need not copy: upstream's strategies of the statuses of pods and nodes take it from the old object.
+var sharedOfStatus = []string{"Spec"}
+
+// shared names what the patched object may share with the old one, since nobody writes to it before it is stored.
+func (wr *change) shared() []string {
+	if wr.subresource == "status" && wr.writer.admit.spareSpecs(wr.attributes(nil, nil, wr.info.Name, admission.Update, nil)) {
+		return sharedOfStatus
+	}
+	return nil
 }
 
 // repeatsOwner says whether two references are to one owner.

@@ -89,7 +89,7 @@ type work struct {
 var works = sync.Pool{New: func() any { return new(work) }}
 
 // Update sets the managed fields of obj after manager turned live into it; live is nil for a new object. Both are of the
-// manager's type and version, and live is not changed. It gives false, and leaves obj alone, when only upstream's field manager knows
+// manager's type and version, and live is not changed; they may share what entries point to afterwards. It gives false, and leaves obj alone, when only upstream's field manager knows
 // the result.
 func (m *Manager) Update(live, obj runtime.Object, manager string, now time.Time) bool {
 	after, err := meta.Accessor(obj)
@@ -140,12 +140,7 @@ func (m *Manager) before(live runtime.Object, after metav1.Object) ([]metav1.Man
 	if m.subresource == "" && given != nil {
 		return nil, false // an empty list resets
 	}
-	entries := acc.GetManagedFields()
-	out := make([]metav1.ManagedFieldsEntry, len(entries))
-	for i := range entries {
-		entries[i].DeepCopyInto(&out[i])
-	}
-	return out, true
+	return acc.GetManagedFields(), true
 }
 
 // run compares two objects.

@@ -28,8 +28,9 @@ const (
 )
 
 // Apply gives a copy of a versioned object with a strategic or a JSON merge patch applied, without defaults for what the patch
-// left out. The object is not changed. It gives false for a patch that upstream's handler has to deal with.
-func Apply(obj runtime.Object, kind types.PatchType, patch []byte) (runtime.Object, bool) {
+// left out. The object is not changed. It gives false for a patch that upstream's handler has to deal with. The copy shares
+// with the object, where the patch does not touch them, its managed fields and the fields of the Go names in shared.
+func Apply(obj runtime.Object, kind types.PatchType, patch []byte, shared ...string) (runtime.Object, bool) {
 	tree := map[string]any{}
 	if strict, err := kjson.UnmarshalStrict(patch, &tree); err != nil || len(strict) > 0 {
 		return nil, false
@@ -50,11 +51,48 @@ func Apply(obj runtime.Object, kind types.PatchType, patch []byte) (runtime.Obje
 	if !ok {
 		return nil, false
 	}
-	out := obj.DeepCopyObject()
-	for _, path := range p.touched {
-		reflect.ValueOf(out).Elem().FieldByIndex(path).Set(fresh.Elem().FieldByIndex(path))
+	return p.copy(fresh.Elem(), shared), true
+}
+
+// metadata and managedFields lead to the managed fields of an object, by Go names.
+const metadata, managedFields = "ObjectMeta", "ManagedFields"
+
+// drafts are objects that are copied from, by type: reflect.Type to *sync.Pool of runtime.Object.
+var drafts sync.Map
+
+// copy gives a copy of the object with the touched fields of another.
+func (p *part) copy(fresh reflect.Value, shared []string) runtime.Object {
+	t := p.root.Type()
+	pool, ok := drafts.Load(t)
+	if !ok {
+		pool, _ = drafts.LoadOrStore(t, &sync.Pool{New: func() any { return reflect.New(t).Interface() }})
 	}
-	return out, true
+	draft := pool.(*sync.Pool).Get().(runtime.Object)
+	defer pool.(*sync.Pool).Put(draft)
+	from := reflect.ValueOf(draft).Elem()
+	defer from.SetZero()
+	from.Set(p.root)
+	for _, name := range shared {
+		from.FieldByName(name).SetZero()
+	}
+	if m := from.FieldByName(metadata); m.IsValid() {
+		m.FieldByName(managedFields).SetZero()
+	}
+	for _, path := range p.touched {
+		from.FieldByIndex(path).SetZero()
+	}
+	out := draft.DeepCopyObject()
+	to := reflect.ValueOf(out).Elem()
+	for _, name := range shared {
+		to.FieldByName(name).Set(p.root.FieldByName(name))
+	}
+	if m := to.FieldByName(metadata); m.IsValid() {
+		m.FieldByName(managedFields).Set(p.root.FieldByName(metadata).FieldByName(managedFields))
+	}
+	for _, path := range p.touched {
+		to.FieldByIndex(path).Set(fresh.FieldByIndex(path))
+	}
+	return out
 }
 
 // part is what a patch touches of an object.
@@ -145,6 +183,11 @@ func (p *part) strategicMerge(patch map[string]any, out runtime.Object) bool {
 	if err != nil {
 		return false
 	}
+	v := reflect.ValueOf(out).Elem()
+	if fill(v, map[string]any(merged)) {
+		return true
+	}
+	v.SetZero()
 	return runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(merged, out, true) == nil
 }
 

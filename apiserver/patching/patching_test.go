@@ -90,7 +90,14 @@ func TestAsUpstream(t *testing.T) {
 						continue
 					}
 					known++
-					require.Equal(t, stored(t, upstreams(t, live, kind, patch)), stored(t, got), "seed %d, patch %s", seed, patch)
+					want := stored(t, upstreams(t, live, kind, patch))
+					require.Equal(t, want, stored(t, got), "seed %d, patch %s", seed, patch)
+					if reflect.ValueOf(live).Elem().FieldByName("Spec").IsValid() {
+						got, ok := Apply(live, kind, patch, "Spec")
+						require.True(t, ok)
+						require.Equal(t, before, live, "the object was changed")
+						require.Equal(t, want, stored(t, got), "seed %d, patch %s, sharing the spec", seed, patch)
+					}
 				}
 				t.Logf("%d of 60 patches are known", known)
 				require.Greater(t, known, 15)
@@ -133,5 +140,26 @@ func BenchmarkApply(b *testing.B) {
 	for b.Loop() {
 		_, ok := Apply(pod, types.StrategicMergePatchType, patch)
 		require.True(b, ok)
+	}
+}
+
+// TestFill reads trees of generated objects, which it has to know, and such as do not fit, which it has to leave to upstream's converter.
+func TestFill(t *testing.T) {
+	for seed := range 100 {
+		pod, got := &corev1.Pod{}, &corev1.Pod{}
+		filler(rand.New(rand.NewSource(int64(seed)))).Fill(pod)
+		tree, err := runtime.DefaultUnstructuredConverter.ToUnstructured(pod)
+		require.NoError(t, err)
+		require.True(t, fill(reflect.ValueOf(got).Elem(), tree), "seed %d", seed)
+		want := &corev1.Pod{}
+		require.NoError(t, runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(tree, want, true))
+		require.Equal(t, want, got)
+	}
+	for _, tree := range []map[string]any{
+		{"nothing": "x"}, {"spec": "x"}, {"spec": []any{}}, {"spec": map[string]any{"hostNetwork": "true"}}, {"spec": map[string]any{"priority": int64(1 << 40)}},
+		{"spec": map[string]any{"priority": 1.0}}, {"metadata": map[string]any{"labels": map[string]any{"a": int64(1)}}}, {"status": map[string]any{"startTime": "x"}},
+		{"spec": map[string]any{"containers": map[string]any{}}}, {"status": map[string]any{"phase": true}},
+	} {
+		require.False(t, fill(reflect.ValueOf(&corev1.Pod{}).Elem(), tree), "%v", tree)
 	}
 }
