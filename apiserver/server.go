@@ -227,7 +227,7 @@ func prepareSchemas() schemas {
 	return s
 }
 
-// lazyTypes is a schema (50 ms, 0.7 MB), built once; who asks meanwhile waits.
+// lazyTypes is a schema, built once; who asks meanwhile waits.
 type lazyTypes struct {
 	make  func() (managedfields.TypeConverter, error)
 	once  sync.Once

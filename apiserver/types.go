@@ -6,11 +6,9 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/managedfields"
-	"k8s.io/client-go/applyconfigurations"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	"k8s.io/kube-openapi/pkg/builder3"
 	"k8s.io/kube-openapi/pkg/util"
-	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
 
 	genericapiserver "k8s.io/apiserver/pkg/server"
@@ -46,11 +44,6 @@ func (l *lazyTypes) TypedToObject(value *typed.TypedValue) (runtime.Object, erro
 		return nil, err
 	}
 	return types.TypedToObject(value)
-}
-
-// newTypeConverter knows the built-in kinds by client-go's compiled schema, which is fast to load.
-func newTypeConverter() (managedfields.TypeConverter, error) {
-	return applyconfigurations.NewTypeConverter(legacyscheme.Scheme), nil
 }
 
 // newExtensionTypeConverter knows the kinds that are not in client-go's schema: definitions and APIServices.
