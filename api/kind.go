@@ -46,8 +46,8 @@ type Kind struct {
 // Both directions give private copies.
 type form interface {
 	// toStored gives the versioned, defaulted object that the table may own, and its plain encoding. It takes obj over: nobody may
-	// rely on what obj holds afterwards.
-	toStored(obj runtime.Object) (runtime.Object, []byte, error)
+	// rely on what obj holds afterwards. old is what the table holds instead so far, nil for nothing; both may share what did not change.
+	toStored(obj, old runtime.Object) (runtime.Object, []byte, error)
 	// fromStored gives an object that the REST storage may own, of the version it works with.
 	fromStored(rec *store.Record) (runtime.Object, error)
 }
@@ -119,7 +119,7 @@ type hubForm struct {
 	decode func([]byte) (runtime.Object, error)
 }
 
-func (f *hubForm) toStored(obj runtime.Object) (runtime.Object, []byte, error) {
+func (f *hubForm) toStored(obj, old runtime.Object) (runtime.Object, []byte, error) {
 	out, err := f.scheme.UnsafeConvertToVersion(obj, f.stored.GroupVersion())
 	if err != nil {
 		return nil, nil, err
@@ -131,6 +131,9 @@ func (f *hubForm) toStored(obj runtime.Object) (runtime.Object, []byte, error) {
 	data, err := f.encode(out)
 	if err != nil {
 		return nil, nil, err
+	}
+	if pod := f.reread(data, old); pod != nil {
+		return pod, data, nil
 	}
 	out, err = f.decode(data)
 	return out, data, err
@@ -156,7 +159,7 @@ func newCodecForm(codec runtime.Codec, gvk schema.GroupVersionKind) *codecForm {
 	return &codecForm{codec: codec, gvk: gvk, id: "form " + strconv.FormatInt(formNumber.Add(1), 10)}
 }
 
-func (f *codecForm) toStored(obj runtime.Object) (runtime.Object, []byte, error) {
+func (f *codecForm) toStored(obj, _ runtime.Object) (runtime.Object, []byte, error) {
 	data, err := runtime.Encode(f.codec, obj)
 	if err != nil {
 		return nil, nil, err

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -57,28 +58,70 @@ func shareFields(obj runtime.Object) {
 	}
 }
 
-// specBuffers hold two encodings while they are compared.
+// specBuffers hold encodings while they are compared.
 var specBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
-// shareUnchanged lets the new version of an object share with the old one what did not change, since watches keep both for a while: the spec
-// of a pod, which most of its writes leave alone. Both are immutable, or about to be.
-func shareUnchanged(now, old runtime.Object) {
-	a, ok := now.(*corev1.Pod)
-	b, same := old.(*corev1.Pod)
-	if !ok || !same {
-		return
+// reread gives what decoding a pod's stored bytes gives, but with the spec of the old pod, which most writes leave alone: nothing has to read it
+// again, and the two versions, which watches keep both for a while, share it. It gives nil for another spec, and for bytes other than
+// our own encoder's.
+func (f *hubForm) reread(data []byte, old runtime.Object) *corev1.Pod {
+	was, ok := old.(*corev1.Pod)
+	if !ok {
+		return nil
 	}
-	n := a.Spec.Size()
-	if n != b.Spec.Size() {
-		return
+	raw, ok := bytes.CutPrefix(data, storedMagic)
+	if !ok {
+		return nil
+	}
+	outer, ok := embedded(raw)
+	if !ok || len(outer) < rawField {
+		return nil
+	}
+	parts, ok := embedded(outer[rawField-1])
+	if !ok || len(parts) != podFields || !isSpec(parts[1], &was.Spec) {
+		return nil
+	}
+	pod := &corev1.Pod{}
+	if pod.ObjectMeta.Unmarshal(parts[0]) != nil || pod.Status.Unmarshal(parts[2]) != nil {
+		return nil
+	}
+	f.scheme.Default(pod)
+	pod.Spec = was.Spec
+	pod.SetGroupVersionKind(f.stored)
+	shareFields(pod)
+	return pod
+}
+
+// storedMagic begins stored bytes in protobuf; a message follows whose field rawField is the object's own, which of a pod has podFields fields:
+// metadata, spec and status.
+var storedMagic = []byte("k8s\x00")
+
+const rawField, podFields = 2, 3
+
+// embedded gives the fields of a message that has only embedded messages, bytes and strings, once each and in order.
+func embedded(message []byte) (fields [][]byte, ok bool) {
+	for len(message) > 0 {
+		number, typ, n := protowire.ConsumeTag(message)
+		if n < 0 || typ != protowire.BytesType || int(number) != len(fields)+1 {
+			return nil, false
+		}
+		field, m := protowire.ConsumeBytes(message[n:])
+		if m < 0 {
+			return nil, false
+		}
+		fields, message = append(fields, field), message[n+m:]
+	}
+	return fields, true
+}
+
+// isSpec says whether bytes are the encoding of a spec.
+func isSpec(data []byte, spec *corev1.PodSpec) bool {
+	if spec.Size() != len(data) {
+		return false
 	}
 	held := specBuffers.Get().(*[]byte)
 	defer specBuffers.Put(held)
-	*held = slices.Grow((*held)[:0], 2*n)
-	x, y := (*held)[:n], (*held)[n:2*n]
-	_, errX := a.Spec.MarshalToSizedBuffer(x)
-	_, errY := b.Spec.MarshalToSizedBuffer(y)
-	if errX == nil && errY == nil && bytes.Equal(x, y) {
-		a.Spec = b.Spec
-	}
+	*held = slices.Grow((*held)[:0], len(data))[:len(data)]
+	_, err := spec.MarshalToSizedBuffer(*held)
+	return err == nil && bytes.Equal(*held, data)
 }

@@ -68,7 +68,7 @@ func (s *Storage) Create(ctx context.Context, key string, obj, out runtime.Objec
 	if err := s.versioner.PrepareObjectForStorage(obj); err != nil {
 		return fmt.Errorf("prepare object for storage: %w", err)
 	}
-	stored, data, err := s.kind.form.toStored(obj)
+	stored, data, err := s.kind.form.toStored(obj, nil)
 	if err != nil {
 		return err
 	}
@@ -256,7 +256,6 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 		op := store.Op{Table: s.kind.Table, Key: full, Object: stored, Value: data, TTL: ttl}
 		if u.rec != nil {
 			op.Expect = u.rec.Revision
-			shareUnchanged(stored, u.rec.Object)
 		}
 		recs, err := s.commit(ctx, op)
 		var conflict *store.ConflictError
@@ -294,7 +293,11 @@ func (s *Storage) try(ctx context.Context, key string, rec *store.Record, ignore
 	if err := s.versioner.PrepareObjectForStorage(updated); err != nil {
 		return nil, nil, 0, fmt.Errorf("prepare object for storage: %w", err)
 	}
-	stored, data, err := s.kind.form.toStored(updated)
+	var old runtime.Object
+	if rec != nil {
+		old = rec.Object
+	}
+	stored, data, err := s.kind.form.toStored(updated, old)
 	if err != nil {
 		return nil, nil, 0, err
 	}
