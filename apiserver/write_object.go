@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -145,32 +146,29 @@ func (wr *change) patch(ctx context.Context) (runtime.Object, error) {
 		return obj, nil
 	}
 	info := rest.DefaultUpdatedObjectInfo(nil, wr.apply, admit)
-	never := func(context.Context, runtime.Object) error { return wr.absent() } // a patch creates nothing
-	out, _, err := wr.storage.(rest.Patcher).Update(ctx, wr.info.Name, info, never, wr.validation(static), false, options)
-	return out, err
-}
-
-// validation gives the function that upstream's storage has the admission plugins validate a try with, on copies of both objects. It is nil,
-// and the outcome's check does the same without copies, for plugins that only read; but what is being deleted may go by its update, with
-// no end of a try to check at.
-func (wr *change) validation(static admission.Attributes) rest.ValidateObjectUpdateFunc {
 	validate := rest.AdmissionToValidateObjectUpdateFunc(wr.writer.admit, static, wr.scope)
-	rec := wr.kind.Table.Get(wr.kind.Key(wr.info.Namespace, wr.info.Name))
-	if rec == nil || isBeingDeleted(rec.Object) {
-		return validate
-	}
 	wr.outcome.Check = func(ctx context.Context, obj, old runtime.Object) error {
 		if !wr.writer.admit.onlyChecks(static) {
 			obj, old = obj.DeepCopyObject(), old.DeepCopyObject()
 		}
 		return validate(ctx, obj, old)
 	}
-	return nil
+	out, err := wr.update(ctx, info, nil, options)
+	if errors.Is(err, errBeingDeleted) {
+		wr.outcome.Check = nil
+		out, err = wr.update(ctx, info, validate, options)
+	}
+	return out, err
 }
 
-func isBeingDeleted(obj runtime.Object) bool {
-	acc, err := meta.Accessor(obj)
-	return err != nil || acc.GetDeletionTimestamp() != nil
+// errBeingDeleted ends a try whose object may go by its update, with no end of the try to check at: upstream's storage has to validate copies.
+var errBeingDeleted = errors.New("it is being deleted")
+
+// update changes the object. validate is nil where the outcome's check does the same without copies.
+func (wr *change) update(ctx context.Context, info rest.UpdatedObjectInfo, validate rest.ValidateObjectUpdateFunc, options *metav1.UpdateOptions) (runtime.Object, error) {
+	never := func(context.Context, runtime.Object) error { return wr.absent() } // a patch creates nothing
+	out, _, err := wr.storage.(rest.Patcher).Update(ctx, wr.info.Name, info, never, validate, false, options)
+	return out, err
 }
 
 func (wr *change) absent() error { return apierrors.NewNotFound(wr.GroupResource(), wr.info.Name) }
@@ -186,7 +184,7 @@ func (wr *change) apply(_ context.Context, _, current runtime.Object) (runtime.O
 		return nil, wr.absent()
 	}
 	if wr.outcome.Check != nil && old.GetDeletionTimestamp() != nil {
-		return nil, wr.refuse() // it is deleted since then
+		return nil, errBeingDeleted
 	}
 	live, err := legacyscheme.Scheme.UnsafeConvertToVersion(current, wr.kind.Stored.GroupVersion())
 	if err != nil {

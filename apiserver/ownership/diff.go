@@ -117,13 +117,13 @@ func known(s *shape, o operand) bool {
 	if s.kind == opaque {
 		return o.absent()
 	}
-	if o.absent() || o.null {
+	if s.sure || o.absent() || o.null {
 		return true
 	}
 	switch s.kind {
 	case structure:
 		for i := range s.fields {
-			if f := &s.fields[i]; !known(f.shape, f.of(o)) {
+			if f := &s.fields[i]; !f.shape.sure && !known(f.shape, f.of(o)) {
 				return false
 			}
 		}

@@ -60,6 +60,7 @@ func New(example runtime.Object, typ *typed.TypedValue, gv schema.GroupVersion, 
 			}
 		}
 	}
+	s.findSure(map[*shape]bool{})
 	return &Manager{shape: s, goType: t, zero: reflect.New(t).Elem(), version: gv.String(), subresource: subresource}, nil
 }
 

@@ -43,6 +43,8 @@ type shape struct {
 	elem   *shape     // of a dictionary or a list
 	keys   []keyField // of a list of structures that is indexed by keys; such a list, or a set, is not atomic
 	set    bool       // a list of scalars that is a set
+	// sure says that every value of the shape is known (see known), so that nobody has to look.
+	sure bool
 }
 
 // field is one field of a structure.
@@ -309,6 +311,28 @@ func hide(s *shape, path []string, never bool) (*shape, error) {
 	}
 	out.fields[at].shape = inner
 	return &out, nil
+}
+
+// findSure sets sure of a shape and of those below it; it is not set for shapes that hold themselves.
+func (s *shape) findSure(seen map[*shape]bool) bool {
+	if seen[s] {
+		return s.sure
+	}
+	seen[s] = true
+	switch s.kind {
+	case opaque:
+	case structure:
+		sure := true
+		for i := range s.fields {
+			sure = s.fields[i].shape.findSure(seen) && sure
+		}
+		s.sure = sure
+	case dictionary, list:
+		s.sure = s.elem.findSure(seen) && (s.kind == dictionary || s.atomic)
+	default:
+		s.sure = true
+	}
+	return s.sure
 }
 
 // omitted says whether a field with this value is not part of the object.
