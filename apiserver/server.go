@@ -14,7 +14,9 @@ import (
 	"github.com/emicklei/go-restful/v3"
 	"golang.org/x/sync/errgroup"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	corev1 "k8s.io/api/core/v1"
 	crdclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
@@ -68,6 +70,7 @@ type Server struct {
 	auditing   auditing
 	reads      *readMetrics
 	admit      *plugins
+	types      schemas
 	// shortcut answers what needs no filter; see fastReads.
 	shortcut func(*h2.Exchange) bool
 	hooks    *hooks
@@ -87,10 +90,9 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	types := prepareSchemas()
 	limitPatches()
 	registerMetrics()
-	s := &Server{config: c, client: client, reads: newReadMetrics(), hooks: newHooks(), end: newShutdown()}
+	s := &Server{config: c, client: client, reads: newReadMetrics(), hooks: newHooks(), end: newShutdown(), types: prepareSchemas()}
 	s.flow = &flowControl{
 		registry: c.Registry, inflight: &inflight{},
 		upstream: utilflowcontrol.New(c.Informers, client.FlowcontrolV1(), MaxReadsInFlight+MaxWritesInFlight),
@@ -111,7 +113,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if s.groups, err = c.Registry.Groups(s.groupConfig()); err != nil {
 		return nil, err
 	}
-	in := newInstaller(s.id, s.admit, types)
+	in := newInstaller(s.id, s.admit, s.types)
 	if err := in.installAll(s.groups); err != nil {
 		return nil, err
 	}
@@ -254,21 +256,27 @@ func (s *Server) Start(ctx context.Context, started func(func(context.Context)))
 	s.hooks.done(hookInformers, hookFlowControl, hookFilter, hookCustomInformers, hookCustom, hookCustomSynced,
 		hookAggregator, hookAvailability, hookRegistration, hookDiscovery)
 	b := &bootstrap{config: s.config, client: s.client, hooks: s.hooks}
-	if err := b.run(ctx); err != nil {
+	g, within := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.registerAll(within) })
+	if err := errors.Join(b.run(ctx), g.Wait()); err != nil {
 		return err
 	}
+	s.hooks.done(hookRegistered)
 	if s.config.Registry.Shared() {
 		started(b.keepEndpoints)
 	}
 	if err := s.repair(ctx, started); err != nil {
 		return err
 	}
-	s.hooks.done(hookRepair)
-	if err := s.registerAll(ctx); err != nil {
-		return fmt.Errorf("register the built-in groups: %w", err)
-	}
-	s.hooks.done(hookRegistered, hookComplete)
+	s.hooks.done(hookRepair, hookComplete)
+	started(s.preparePods)
 	return nil
+}
+
+// preparePods reads the largest part of the schema, which the first pod would wait for.
+func (s *Server) preparePods(context.Context) {
+	pod := &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}}
+	_, _ = s.types.builtin.ObjectToTyped(pod) // who uses it gets the error
 }
 
 // repair starts the checks of service addresses and ports and waits for the first to succeed: before it, no service can
@@ -303,7 +311,10 @@ func (s *Server) registerAll(ctx context.Context) error {
 		}
 		g.Go(func() error { return s.aggregator.register(ctx, gv) })
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("register the built-in groups: %w", err)
+	}
+	return nil
 }
 
 // resetMapper forgets what kinds exist whenever that changes.

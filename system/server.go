@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	apiextensionsinformers "k8s.io/apiextensions-apiserver/pkg/client/informers/externalversions"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -156,18 +157,28 @@ func newControlPlane(ctx context.Context, config cli.ServerConfig) (*controlPlan
 	if p.tunnels, err = p.newTunnels(); err != nil {
 		return nil, errors.Join(err, p.store.Close())
 	}
-	if p.api, err = apiserver.New(ctx, p.apiConfig()); err != nil {
-		return nil, errors.Join(err, p.store.Close())
-	}
-	h := p.api.Handler()
-	p.handler.handler.Store(&h)
-	if config.NoAgent {
-		return p, nil
-	}
-	if p.node, err = p.newNode(ctx); err != nil {
+	if err := p.makeParts(ctx); err != nil {
 		return nil, errors.Join(err, p.store.Close())
 	}
 	return p, nil
+}
+
+// makeParts makes the API and the node's parts side by side: until they run, they need nothing of each other.
+func (p *controlPlane) makeParts(ctx context.Context) error {
+	var g errgroup.Group
+	if !p.config.NoAgent {
+		g.Go(func() (err error) { p.node, err = p.newNode(ctx); return err })
+	}
+	g.Go(func() (err error) { p.api, err = apiserver.New(ctx, p.apiConfig()); return err })
+	if err := g.Wait(); err != nil {
+		if p.node != nil {
+			err = errors.Join(err, p.node.close(ctx))
+		}
+		return err
+	}
+	h := p.api.Handler()
+	p.handler.handler.Store(&h)
+	return nil
 }
 
 // openStore opens the store on its engine, and the keys that belong to it.
