@@ -209,10 +209,16 @@ func history(t *testing.T, r *rand.Rand, p, plainly pairOf, gvk schema.GroupVers
 		if r.Intn(3) == 0 {
 			use = plainly
 		}
-		want := upstreams(t, use.upstream, live, obj, gvk, manager)
-		got := obj.DeepCopyObject()
+		var want, got runtime.Object
+		var ok bool
+		for same := false; !same; { // both in one second, by which entries are sorted
+			began := time.Now()
+			want, got = upstreams(t, use.upstream, live, obj, gvk, manager), obj.DeepCopyObject()
+			now := time.Now()
+			ok, same = use.ours.Update(live, got, manager, now), now.Unix() == began.Unix()
+		}
 		all++
-		if use.ours.Update(live, got, manager, time.Now()) {
+		if ok {
 			known++
 			require.Equal(t, describe(t, want), describe(t, got), "step %d by %q\nlive %s\nobj %s", step, manager, dump(live), dump(obj))
 		} else {
