@@ -246,7 +246,8 @@ func (d *durations) observe(took time.Duration, operation admission.Operation, r
 // admissionVectors are upstream's own series of admission, which its package keeps to itself; see requestVectors.
 type admissionVectors struct {
 	plugins, steps *metrics.HistogramVec
-	stepSummaries  *metrics.SummaryVec
+	//lint:ignore SA1019 upstream's own series is a summary
+	stepSummaries *metrics.SummaryVec
 }
 
 // summaryAge is how long upstream's summary of a step looks back.
@@ -265,6 +266,7 @@ func findAdmissionVectors() *admissionVectors {
 			append([]string{"name"}, labels...))),
 		steps: registered(metrics.NewHistogramVec(&metrics.HistogramOpts{Namespace: "apiserver", Subsystem: "admission", Buckets: buckets,
 			Name: "step_admission_duration_seconds", StabilityLevel: metrics.STABLE, Help: "Admission sub-step latency histogram" + stepHelp}, labels)),
+		//lint:ignore SA1019 upstream's own series is a summary
 		stepSummaries: registered(metrics.NewSummaryVec(&metrics.SummaryOpts{Namespace: "apiserver", Subsystem: "admission", MaxAge: summaryAge,
 			Name: "step_admission_duration_seconds_summary", StabilityLevel: metrics.ALPHA, Help: "Admission sub-step latency summary" + stepHelp}, labels)),
 	}

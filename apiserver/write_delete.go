@@ -21,7 +21,8 @@ func (wr *change) delete(ctx context.Context) (runtime.Object, int, error) {
 	}
 	out, gone, err := wr.storage.(rest.GracefulDeleter).Delete(ctx, wr.info.Name, wr.mayDelete(options), options)
 	code := http.StatusOK
-	if orphan := options.OrphanDependents; !gone && orphan != nil && !*orphan { //nolint:staticcheck // clients use it
+	//lint:ignore SA1019 clients may still send it
+	if orphan := options.OrphanDependents; !gone && orphan != nil && !*orphan {
 		code = http.StatusAccepted
 	}
 	return out, code, err
