@@ -9,7 +9,6 @@ import (
 	"math/bits"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -223,15 +222,4 @@ func formatFor(accept string) format {
 		return nil
 	}
 	return jsonFormat{}
-}
-
-// atRevision is a shallow copy of a stored object that shows another revision.
-func atRevision(obj runtime.Object, revision int64) (runtime.Object, error) {
-	out := shallow(obj)
-	m, err := meta.Accessor(out)
-	if err != nil {
-		return nil, err
-	}
-	m.SetResourceVersion(fmt.Sprint(revision))
-	return out, nil
 }

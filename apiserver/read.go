@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,7 +19,6 @@ import (
 	internalvalidation "k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
@@ -276,12 +274,4 @@ func compressed(w http.ResponseWriter, req *http.Request, size int) (io.Writer, 
 func isLocal(req *http.Request) bool {
 	host, _, err := net.SplitHostPort(req.RemoteAddr)
 	return err != nil || net.ParseIP(host).IsLoopback()
-}
-
-// shallow copies the struct that obj points to, and nothing below it.
-func shallow(obj runtime.Object) runtime.Object {
-	v := reflect.ValueOf(obj).Elem()
-	out := reflect.New(v.Type())
-	out.Elem().Set(v)
-	return out.Interface().(runtime.Object)
 }

@@ -18,6 +18,7 @@ import (
 
 	"knarr/api"
 	"knarr/apiserver/h2"
+	"knarr/store"
 )
 
 // watchBufferBytes is what a watch gathers before it writes.
@@ -171,7 +172,7 @@ func (wt *watcher) encoded(c api.Change) ([]byte, error) {
 	if c.Revision == c.Record.Revision {
 		return wt.format.raw(c.Record)
 	}
-	obj, err := atRevision(c.Record.Object, c.Revision)
+	obj, err := store.WithRevision(c.Record.Object, c.Revision)
 	if err != nil {
 		return nil, err
 	}

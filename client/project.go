@@ -2,55 +2,23 @@ package client
 
 import (
 	"fmt"
-	"reflect"
-	"strconv"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/klog/v2"
+
+	"knarr/store"
 )
 
 // atRevision returns obj as it was, with another resourceVersion: the last state of an object that is gone, at the revision in which it is.
-// Only the outermost struct (and, of unstructured objects, the two outermost maps) is new.
 func atRevision(obj runtime.Object, revision int64) runtime.Object {
-	rv := strconv.FormatInt(revision, 10)
-	if u, ok := obj.(*unstructured.Unstructured); ok {
-		return unstructuredAt(u, rv)
-	}
-	v := reflect.ValueOf(obj)
-	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
-		return obj
-	}
-	c := reflect.New(v.Elem().Type())
-	c.Elem().Set(v.Elem())
-	out, ok := c.Interface().(runtime.Object)
-	if !ok {
-		return obj
-	}
-	m, err := meta.Accessor(out)
+	out, err := store.WithRevision(obj, revision)
 	if err != nil {
 		klog.ErrorS(err, "Object without metadata", "type", fmt.Sprintf("%T", obj))
 		return obj
 	}
-	m.SetResourceVersion(rv)
 	return out
-}
-
-func unstructuredAt(u *unstructured.Unstructured, rv string) *unstructured.Unstructured {
-	old, _ := u.Object["metadata"].(map[string]any)
-	m := make(map[string]any, len(old)+1)
-	for k, v := range old {
-		m[k] = v
-	}
-	m["resourceVersion"] = rv
-	out := make(map[string]any, len(u.Object))
-	for k, v := range u.Object {
-		out[k] = v
-	}
-	out["metadata"] = m
-	return &unstructured.Unstructured{Object: out}
 }
 
 // metadataOf is the projection of metadata informers: a shell around the object's own ObjectMeta (whose maps and slices it shares, as far

@@ -25,9 +25,9 @@ func setRevision(obj runtime.Object, rev int64) error {
 	return nil
 }
 
-// withRevision returns a shallow copy of a published object with another revision: everything but the path to the
-// resourceVersion is shared.
-func withRevision(obj runtime.Object, rev int64) (runtime.Object, error) {
+// WithRevision returns a shallow copy of a published object with another revision, 0 for none: everything but the path to the
+// resourceVersion is shared, so the copy must not be changed either. Errors: obj is no pointer, or has no metadata.
+func WithRevision(obj runtime.Object, rev int64) (runtime.Object, error) {
 	var out runtime.Object
 	if u, ok := obj.(*unstructured.Unstructured); ok {
 		content := maps.Clone(u.Object)

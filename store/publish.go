@@ -124,7 +124,7 @@ func (t *Table) applyLocked(w *Write) Event {
 		mustSetRevision(r)
 	case had:
 		ev.Type = Deleted
-		obj, err := withRevision(prev.Object, w.Revision)
+		obj, err := WithRevision(prev.Object, w.Revision)
 		if err != nil {
 			panic(err) // the same object took a revision when it was stored
 		}
