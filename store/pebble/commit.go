@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -126,6 +127,7 @@ func (e *Engine) signal() {
 func (e *Engine) run() {
 	defer close(e.stopped)
 	for {
+		e.gather()
 		group, closing := e.take()
 		if len(group) > 0 {
 			e.settle(group, e.commit(group))
@@ -135,6 +137,21 @@ func (e *Engine) run() {
 			return
 		}
 		<-e.work
+	}
+}
+
+// gather lets goroutines run that are ready to, as long as that makes the group larger: on a busy machine the writes that are about to come
+// share one sync then, and on an idle one there is nobody to wait for.
+func (e *Engine) gather() {
+	for before := -1; ; {
+		e.mu.Lock()
+		n := len(e.queue)
+		e.mu.Unlock()
+		if n <= before || n == 0 || n >= maxGroup {
+			return
+		}
+		before = n
+		runtime.Gosched()
 	}
 }
 

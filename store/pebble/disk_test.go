@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	raw "github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"knarr/store"
@@ -301,6 +303,35 @@ func TestIdle(t *testing.T) {
 	require.NoError(t, err)
 	before := writes.Load()
 	require.Never(t, func() bool { return writes.Load() != before }, 300*time.Millisecond, 20*time.Millisecond)
+	require.NoError(t, s.Close())
+}
+
+// TestGather has as many writers at once as a busy API server, each of which computes a little before it writes: a sync is to make the writes
+// of several of them safe, also where it takes no time.
+func TestGather(t *testing.T) {
+	const writers, each, perSync = 32, 50, 4
+	var syncs atomic.Int64
+	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileSyncData || op.Kind == errorfs.OpFileSync {
+			syncs.Add(1)
+		}
+		return nil
+	})
+	s, tab := open(t, pebble.Options{Dir: "/db", FS: errorfs.Wrap(vfs.NewMem(), inject)}, store.Durable)
+	before := syncs.Load()
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range each {
+				_, err := put(s, tab, fmt.Sprint("w", w), strings.Repeat("x", 2000+i), 0)
+				assert.NoError(t, err)
+			}
+		})
+	}
+	wg.Wait()
+	made := syncs.Load() - before
+	t.Logf("%d syncs for %d writes", made, writers*each)
+	require.Less(t, made, int64(writers*each/perSync))
 	require.NoError(t, s.Close())
 }
 
