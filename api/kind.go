@@ -46,8 +46,9 @@ type Kind struct {
 // Both directions give private copies.
 type form interface {
 	// toStored gives the versioned, defaulted object that the table may own, and its plain encoding. It takes obj over: nobody may
-	// rely on what obj holds afterwards. old is what the table holds instead so far, nil for nothing; both may share what did not change.
-	toStored(obj, old runtime.Object) (runtime.Object, []byte, error)
+	// rely on what obj holds afterwards. old is what the table holds instead so far, nil for nothing; both may share what did not change. final says
+	// that nobody changes obj, or what it points to, ever after: the table may then keep that instead of copies.
+	toStored(obj, old runtime.Object, final bool) (runtime.Object, []byte, error)
 	// fromStored gives an object that the REST storage may own, of the version it works with.
 	fromStored(rec *store.Record) (runtime.Object, error)
 }
@@ -115,22 +116,30 @@ type hubForm struct {
 	scheme *runtime.Scheme
 	stored schema.GroupVersionKind
 	hub    schema.GroupVersion
+	// binary says that encode makes protobuf.
+	binary bool
 	encode func(runtime.Object) ([]byte, error)
 	decode func([]byte) (runtime.Object, error)
 }
 
-func (f *hubForm) toStored(obj, old runtime.Object) (runtime.Object, []byte, error) {
+func (f *hubForm) toStored(obj, old runtime.Object, final bool) (runtime.Object, []byte, error) {
 	out, err := f.scheme.UnsafeConvertToVersion(obj, f.stored.GroupVersion())
 	if err != nil {
 		return nil, nil, err
 	}
+	// What readers see now is what they will see after a restart (times have their stored precision, empty lists are absent).
+	settled := final && f.binary && settle(out)
 	f.scheme.Default(out)
 	out.GetObjectKind().SetGroupVersionKind(f.stored)
-	// Through the stored bytes and back: what readers see now is what they will see after a restart (times have their
-	// stored precision, empty lists are absent).
+	settled = settled && settle(out) // the defaults, too
 	data, err := f.encode(out)
 	if err != nil {
 		return nil, nil, err
+	}
+	if settled {
+		shareFields(out)
+		shareSpec(out, old, data)
+		return out, data, nil
 	}
 	if pod := f.reread(data, old); pod != nil {
 		return pod, data, nil
@@ -159,7 +168,7 @@ func newCodecForm(codec runtime.Codec, gvk schema.GroupVersionKind) *codecForm {
 	return &codecForm{codec: codec, gvk: gvk, id: "form " + strconv.FormatInt(formNumber.Add(1), 10)}
 }
 
-func (f *codecForm) toStored(obj, _ runtime.Object) (runtime.Object, []byte, error) {
+func (f *codecForm) toStored(obj, _ runtime.Object, _ bool) (runtime.Object, []byte, error) {
 	data, err := runtime.Encode(f.codec, obj)
 	if err != nil {
 		return nil, nil, err
@@ -309,6 +318,7 @@ func decodeInto(scheme *runtime.Scheme, deserializer runtime.Decoder, stored sch
 		}
 		obj.GetObjectKind().SetGroupVersionKind(stored)
 		shareFields(obj)
+		settle(obj)
 		return obj, nil
 	}
 }

@@ -50,7 +50,7 @@ func TestAsRead(t *testing.T) {
 		if tc.kept {
 			require.True(t, reflect.DeepEqual(want.Object, given.Object), name)
 		}
-		stored, value, err := f.toStored(given, nil)
+		stored, value, err := f.toStored(given, nil, false)
 		require.NoError(t, err, name)
 		require.Equal(t, want, stored, name)
 		again, err := want.MarshalJSON()

@@ -234,7 +234,7 @@ func bindScheme(kind *Kind, codec *tableCodec, config *storagebackend.ConfigForR
 		s = protobuf.NewSerializer(scheme, scheme)
 	}
 	codec.encode = func(obj runtime.Object) ([]byte, error) { return runtime.Encode(s, obj) }
-	kind.form = &hubForm{scheme: scheme, stored: stored, hub: kinds[0].GroupVersion(), encode: codec.encode, decode: codec.decode}
+	kind.form = &hubForm{scheme: scheme, stored: stored, hub: kinds[0].GroupVersion(), binary: binary, encode: codec.encode, decode: codec.decode}
 	return nil
 }
 

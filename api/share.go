@@ -69,16 +69,8 @@ func (f *hubForm) reread(data []byte, old runtime.Object) *corev1.Pod {
 	if !ok {
 		return nil
 	}
-	raw, ok := bytes.CutPrefix(data, storedMagic)
-	if !ok {
-		return nil
-	}
-	outer, ok := embedded(raw)
-	if !ok || len(outer) < rawField {
-		return nil
-	}
-	parts, ok := embedded(outer[rawField-1])
-	if !ok || len(parts) != podFields || !isSpec(parts[1], &was.Spec) {
+	parts := podParts(data)
+	if parts == nil || !isSpec(parts[1], &was.Spec) {
 		return nil
 	}
 	pod := &corev1.Pod{}
@@ -89,7 +81,23 @@ func (f *hubForm) reread(data []byte, old runtime.Object) *corev1.Pod {
 	pod.Spec = was.Spec
 	pod.SetGroupVersionKind(f.stored)
 	shareFields(pod)
+	settle(pod)
 	return pod
+}
+
+// shareSpec lets a new version of a pod have the old one's spec where it is the same, as reread does. data is the new version's encoding.
+func shareSpec(out, old runtime.Object, data []byte) {
+	pod, ok := out.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	was, ok := old.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	if parts := podParts(data); parts != nil && isSpec(parts[1], &was.Spec) {
+		pod.Spec = was.Spec
+	}
 }
 
 // storedMagic begins stored bytes in protobuf; a message follows whose field rawField is the object's own, which of a pod has podFields fields:
@@ -97,6 +105,22 @@ func (f *hubForm) reread(data []byte, old runtime.Object) *corev1.Pod {
 var storedMagic = []byte("k8s\x00")
 
 const rawField, podFields = 2, 3
+
+// podParts takes the encoding of a pod apart: nil for bytes other than our own encoder's.
+func podParts(data []byte) [][]byte {
+	raw, ok := bytes.CutPrefix(data, storedMagic)
+	if !ok {
+		return nil
+	}
+	outer, ok := embedded(raw)
+	if !ok || len(outer) < rawField {
+		return nil
+	}
+	if parts, ok := embedded(outer[rawField-1]); ok && len(parts) == podFields {
+		return parts
+	}
+	return nil
+}
 
 // embedded gives the fields of a message that has only embedded messages, bytes and strings, once each and in order.
 func embedded(message []byte) (fields [][]byte, ok bool) {

@@ -68,7 +68,7 @@ func (s *Storage) Create(ctx context.Context, key string, obj, out runtime.Objec
 	if err := s.versioner.PrepareObjectForStorage(obj); err != nil {
 		return fmt.Errorf("prepare object for storage: %w", err)
 	}
-	stored, data, err := s.kind.form.toStored(obj, nil)
+	stored, data, err := s.kind.form.toStored(obj, nil, s.outcome(ctx) != nil)
 	if err != nil {
 		return err
 	}
@@ -297,7 +297,7 @@ func (s *Storage) try(ctx context.Context, key string, rec *store.Record, ignore
 	if rec != nil {
 		old = rec.Object
 	}
-	stored, data, err := s.kind.form.toStored(updated, old)
+	stored, data, err := s.kind.form.toStored(updated, old, s.outcome(ctx) != nil)
 	if err != nil {
 		return nil, nil, 0, err
 	}
