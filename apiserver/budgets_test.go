@@ -1,16 +1,19 @@
 package apiserver_test
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	crdclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
@@ -19,10 +22,12 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"knarr/apiserver"
+	"knarr/internal/rig"
 )
 
-// budgetsFile holds, line by line, an operation and how many allocations it may cost, tab between them: of the whole pipeline behind
-// the socket, the request's making and the store's commit. Who makes an operation dearer has to say so there.
+// budgetsFile holds, line by line, an operation, how many allocations it may cost, and for some how many thousands of instructions, tabs between
+// them: of the whole pipeline behind the socket, the request's making and (as to allocations) the store's commit. Who makes an operation dearer
+// has to say so there.
 const budgetsFile = "testdata/budgets.tsv"
 
 // budgetRuns is over how many runs an operation is measured, budgetTries how often: what else allocates meanwhile counts with it.
@@ -104,29 +109,97 @@ func defineShips(t testing.TB, c *cluster, path, group string) {
 	}, timeout, 5*time.Millisecond)
 }
 
-func TestBudgets(t *testing.T) {
-	file, err := os.Open(budgetsFile)
+// budget is a line of budgetsFile.
+type budget struct {
+	name         string
+	allocations  int
+	instructions int // thousands; 0: not counted
+}
+
+func readBudgets(t *testing.T) (out []budget) {
+	data, err := os.ReadFile(budgetsFile)
 	require.NoError(t, err)
-	defer file.Close()
-	todo := operations(t, theCluster(t))
-	for lines := bufio.NewScanner(file); lines.Scan(); {
-		name, limit, ok := strings.Cut(lines.Text(), "\t")
-		require.True(t, ok, "%q has no tab", lines.Text())
-		budget, err := strconv.Atoi(limit)
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Split(strings.TrimSpace(line), "\t")
+		b := budget{name: fields[0]}
+		require.Contains(t, []int{2, 3}, len(fields), line)
+		b.allocations, err = strconv.Atoi(fields[1])
 		require.NoError(t, err)
-		do := todo[name]
-		require.NotNil(t, do, "no operation is called %q", name)
-		delete(todo, name)
-		t.Run(name, func(t *testing.T) {
+		if len(fields) == 3 {
+			b.instructions, err = strconv.Atoi(fields[2])
+			require.NoError(t, err)
+		}
+		out = append(out, b)
+	}
+	return out
+}
+
+func TestBudgets(t *testing.T) {
+	todo := operations(t, theCluster(t))
+	for _, b := range readBudgets(t) {
+		do := todo[b.name]
+		require.NotNil(t, do, "no operation is called %q", b.name)
+		delete(todo, b.name)
+		t.Run(b.name, func(t *testing.T) {
 			i := 0
 			got := testing.AllocsPerRun(budgetRuns, func() { i++; do(i) })
-			for try := 1; try < budgetTries && int(got) > budget; try++ {
+			for try := 1; try < budgetTries && int(got) > b.allocations; try++ {
 				got = min(got, testing.AllocsPerRun(budgetRuns, func() { i++; do(i) }))
 			}
-			t.Logf("%.0f of %d allocations", got, budget)
-			require.LessOrEqual(t, int(got), budget, "allocations of an operation: make it cheaper, or its line in %s larger and say why", budgetsFile)
-			require.Greater(t, int(got), budget/2, "the budget is far too large: lower it in %s", budgetsFile)
+			t.Logf("%.0f of %d allocations", got, b.allocations)
+			require.LessOrEqual(t, int(got), b.allocations, "allocations of an operation: make it cheaper, or its line in %s larger and say why", budgetsFile)
+			require.Greater(t, int(got), b.allocations/2, "the budget is far too large: lower it in %s", budgetsFile)
 		})
 	}
 	require.Empty(t, todo, "operations without a budget")
+}
+
+// steppedWord in the environment makes TestInstructions the child that is stepped through.
+const steppedWord = "KNARR_STEPPED"
+
+// steppedWarmUp is how often an operation is done before it is counted: caches are full then.
+const steppedWarmUp = 20
+
+// TestInstructions counts instructions of operations, each once, in a process of their own.
+func TestInstructions(t *testing.T) {
+	if os.Getenv(steppedWord) != "" {
+		stepThroughOperations(t)
+		return
+	}
+	if testing.Short() {
+		t.Skip("takes a minute on some machines")
+	}
+	cmd := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), steppedWord+"=1")
+	counts, err := rig.CountInstructions(cmd)
+	if errors.Is(err, rig.ErrMayNotTrace) {
+		t.Skip(err)
+	}
+	require.NoError(t, err)
+	for _, b := range readBudgets(t) {
+		if b.instructions == 0 {
+			continue
+		}
+		got := counts[b.name] / 1000
+		t.Logf("%s: %d of %d thousand instructions", b.name, got, b.instructions)
+		assert.LessOrEqual(t, got, b.instructions, "%s, thousands of instructions: make it cheaper, or its line in %s larger and say why", b.name, budgetsFile)
+		assert.Greater(t, got, b.instructions/2, "%s: the budget is far too large: lower it in %s", b.name, budgetsFile)
+	}
+}
+
+func stepThroughOperations(t *testing.T) {
+	c := startClusterOn(t, vfs.NewMem(), nil, func(*apiserver.Config) {}, false)
+	todo := operations(t, c)
+	s, err := rig.NewStepped(os.Stdin, os.Stdout)
+	require.NoError(t, err)
+	for _, b := range readBudgets(t) {
+		if b.instructions == 0 {
+			continue
+		}
+		for i := range steppedWarmUp {
+			todo[b.name](-1 - i)
+		}
+		require.NoError(t, s.Count(b.name, func() { todo[b.name](0) }))
+	}
+	require.NoError(t, s.End())
 }
