@@ -51,7 +51,7 @@ func controllers() []controller {
 		// Nodes.
 		{name: names.NodeIpamController, account: "node-controller", inputs: list("nodes"), outputs: list("nodes")},
 		{name: names.NodeLifecycleController, account: "node-controller", inputs: list("leases.coordination.k8s.io", "pods", "nodes", "daemonsets.apps"),
-			outputs: list("nodes", "nodes/status", "pods", "pods/status")},
+			outputs: list("nodes", "nodes/status", "pods", "pods/status"), build: newNodeLifecycle},
 		{name: names.TaintEvictionController, account: "node-controller", inputs: list("nodes", "pods"), outputs: list("pods", "pods/status")},
 		{name: names.TTLController, account: "ttl-controller", inputs: list("nodes"), outputs: list("nodes")},
 		{name: names.PodGarbageCollectorController, account: "pod-garbage-collector", inputs: list("nodes", "pods"), outputs: list("pods", "pods/status")},
