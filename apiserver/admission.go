@@ -35,13 +35,17 @@ func newAdmission(ctx context.Context, c *Config, client kubernetes.Interface, a
 		if err != nil {
 			return nil, fmt.Errorf("configuration of admission plugin %s: %w", name, err)
 		}
-		plugin, err := o.Admission.GenericAdmission.Plugins.InitPlugin(name, config, chain)
-		if err != nil {
-			return nil, fmt.Errorf("make the admission plugins: %w", err)
-		}
+		var plugin admission.Interface
 		var idle func(admission.Attributes) bool
 		if config == nil { // one that is configured may do more
 			idle = idleness{c.Registry}.of(name)
+			plugin, err = newPolicyPlugin(name, chain, func() { c.Informers.Start(ctx.Done()) })
+		}
+		if plugin == nil && err == nil {
+			plugin, err = o.Admission.GenericAdmission.Plugins.InitPlugin(name, config, chain)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("make the admission plugins: %w", err)
 		}
 		out.add(name, plugin, idle)
 	}

@@ -30,9 +30,9 @@ func (i idleness) of(plugin string) func(admission.Attributes) bool {
 	case lifecycle.PluginName:
 		return i.livelyNamespace()
 	case mutatingpolicy.PluginName:
-		return i.none(group, "mutatingadmissionpolicies")
+		return i.policies(group, "mutatingadmissionpolicies")
 	case validatingpolicy.PluginName:
-		return i.none(group, "validatingadmissionpolicies")
+		return i.policies(group, "validatingadmissionpolicies")
 	case mutatingwebhook.PluginName:
 		return i.none(group, "mutatingwebhookconfigurations")
 	case validatingwebhook.PluginName:
@@ -68,6 +68,16 @@ func (i idleness) none(group, resource string) func(admission.Attributes) bool {
 	return func(admission.Attributes) bool {
 		k := kind()
 		return k != nil && k.Table.Len() == 0
+	}
+}
+
+// policies says that there is no policy of a kind and the request does not make one: the plugin, which is dormant until then, begins before
+// the first of its policies is there.
+func (i idleness) policies(group, resource string) func(admission.Attributes) bool {
+	none := i.none(group, resource)
+	return func(a admission.Attributes) bool {
+		r := a.GetResource()
+		return none(a) && (r.Resource != resource || r.Group != group)
 	}
 }
 
