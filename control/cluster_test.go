@@ -24,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
@@ -76,7 +77,7 @@ func newCluster(t *testing.T, extra ...Controller) *cluster {
 	c.admin, err = kubernetes.NewForConfig(c.config(client.User("admin", user.SystemPrivilegedGroup)))
 	require.NoError(t, err)
 	parts.Go(func() {
-		c.must(ctx, scheduler.Run(ctx, scheduler.Options{Config: c.config(client.User(scheduler.UserName)), Informers: client.NewFactory(c.views())}))
+		c.must(ctx, scheduler.Run(ctx, scheduler.Options{Config: c.config(client.User(scheduler.UserName)), Informers: func() informers.SharedInformerFactory { return client.NewFactory(c.views()) }}))
 	})
 	return c
 }

@@ -1,10 +1,12 @@
 package scheduler
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"testing"
@@ -86,7 +88,7 @@ func TestSchedules(t *testing.T) {
 		newPod("there", "full", corev1.PodRunning, "3"),
 		newPod("new", "", corev1.PodPending, "2"),
 	}
-	f := informers.NewSharedInformerFactory(fake.NewClientset(objects...), 0)
+	f := factory(fake.NewClientset(objects...))
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -108,10 +110,67 @@ func TestSchedules(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
+// factory makes informers on a fake cluster.
+func factory(kube kubernetes.Interface) func() informers.SharedInformerFactory {
+	return func() informers.SharedInformerFactory { return informers.NewSharedInformerFactory(kube, 0) }
+}
+
+// runs says whether there is a scheduler in this process.
+func runs(t *testing.T) bool {
+	var all bytes.Buffer
+	require.NoError(t, pprof.Lookup("goroutine").WriteTo(&all, 2))
+	return bytes.Contains(all.Bytes(), []byte("created by k8s.io/kubernetes/pkg/scheduler/backend/queue.(*PriorityQueue).Run"))
+}
+
+// TestRests: the scheduler exists while pods of its own wait, and not much longer.
+func TestRests(t *testing.T) {
+	stub := &apiStub{bound: make(chan string, 10)}
+	server := httptest.NewServer(stub)
+	defer server.Close()
+	room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("8"), corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourcePods: resource.MustParse("10")}
+	other := newPod("of-another-scheduler", "", corev1.PodPending, "1")
+	other.Spec.SchedulerName = "other"
+	kube := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node"}, Status: corev1.NodeStatus{Capacity: room, Allocatable: room}},
+		other, newPod("bound", "node", corev1.PodRunning, "1"))
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, ended := make(chan struct{}, 10), make(chan error, 1)
+	o := Options{Config: &rest.Config{Host: server.URL}, Informers: factory(kube), Ready: func() { ready <- struct{}{} }}
+	go func() { ended <- run(ctx, o, 20*time.Millisecond) }()
+	for _, name := range []string{"one", "two", "three"} {
+		require.False(t, runs(t))
+		p, err := kube.CoreV1().Pods("n").Create(ctx, newPod(name, "", corev1.PodPending, "1"), metav1.CreateOptions{})
+		require.NoError(t, err)
+		select {
+		case got := <-stub.bound:
+			require.Equal(t, name+" -> node", got)
+		case <-time.After(testTimeout):
+			t.Fatal("not bound")
+		}
+		require.True(t, runs(t))
+		require.Len(t, ready, 1)
+		<-ready
+		switch name {
+		case "one":
+			p.Spec.NodeName = "node"
+			_, err = kube.CoreV1().Pods("n").Update(ctx, p, metav1.UpdateOptions{})
+		case "two":
+			err = kube.CoreV1().Pods("n").Delete(ctx, name, metav1.DeleteOptions{})
+		case "three":
+			p.Status.Phase = corev1.PodFailed
+			_, err = kube.CoreV1().Pods("n").Update(ctx, p, metav1.UpdateOptions{})
+		}
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return !runs(t) }, testTimeout, 5*time.Millisecond)
+	}
+	cancel()
+	require.NoError(t, <-ended)
+	http.DefaultClient.CloseIdleConnections()
+}
+
 func TestEndsWhileWaiting(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	require.NoError(t, Run(ctx, Options{Config: &rest.Config{Host: "http://127.0.0.1:1"}, Informers: informers.NewSharedInformerFactory(fake.NewClientset(), 0)}))
+	require.NoError(t, Run(ctx, Options{Config: &rest.Config{Host: "http://127.0.0.1:1"}, Informers: factory(fake.NewClientset())}))
 	require.Error(t, Run(ctx, Options{}))
 }
 

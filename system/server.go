@@ -20,6 +20,7 @@ import (
 	apiextensionsinformers "k8s.io/apiextensions-apiserver/pkg/client/informers/externalversions"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -404,8 +405,8 @@ func signer(path string) control.KeyPair {
 func (p *controlPlane) schedulerOptions() scheduler.Options {
 	return scheduler.Options{
 		Config:    client.Config(&p.handler, client.User(scheduler.UserName, "system:authenticated")),
-		Informers: client.NewFactory(p.readers()),
-		Dynamic:   client.NewDynamicFactory(p.readers()),
+		Informers: func() informers.SharedInformerFactory { return client.NewFactory(p.readers()) },
+		Dynamic:   func() dynamicinformer.DynamicSharedInformerFactory { return client.NewDynamicFactory(p.readers()) },
 	}
 }
 
