@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
@@ -111,7 +112,7 @@ func (s *Server) serve(ctx context.Context, servers []*dnsserver.Server, socks [
 	var wg sync.WaitGroup
 	for i, srv := range servers {
 		wg.Go(func() { cancel(ended(srv.Serve(socks[i].tcp))) })
-		wg.Go(func() { cancel(ended(srv.ServePacket(socks[i].udp))) })
+		wg.Go(func() { cancel(ended(srv.ServePacket(patient{socks[i].udp}))) })
 	}
 	s.serving.Store(true)
 	wg.Go(func() { s.synced.Store(cache.WaitFor(ctx, "", s.checkers...)) })
@@ -145,6 +146,18 @@ type sockets struct {
 func (s sockets) close() {
 	_ = s.tcp.Close()
 	_ = s.udp.Close()
+}
+
+// patient is a socket of packets whose reads wait for as long as it takes. The library would have each give up after two seconds and begin
+// again, on a socket on which nobody may ask anything for hours.
+type patient struct{ net.PacketConn }
+
+// SetReadDeadline implements net.PacketConn. A deadline that has passed already still ends a read: so does the library stop.
+func (p patient) SetReadDeadline(t time.Time) error {
+	if time.Until(t) > 0 {
+		return nil
+	}
+	return p.PacketConn.SetReadDeadline(t)
 }
 
 // listen opens the sockets of one address, in the node's namespace; the address may come up later.
