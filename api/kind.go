@@ -137,8 +137,10 @@ func (f *hubForm) toStored(obj, old runtime.Object, final bool) (runtime.Object,
 		return nil, nil, err
 	}
 	if settled {
-		shareFields(out)
-		shareSpec(out, old, data)
+		shareParts(out)
+		if !shareSpec(out, old, data) {
+			sharePod(out)
+		}
 		return out, data, nil
 	}
 	if pod := f.reread(data, old); pod != nil {
@@ -317,8 +319,9 @@ func decodeInto(scheme *runtime.Scheme, deserializer runtime.Decoder, stored sch
 			return nil, fmt.Errorf("it is a %s, not a %s", gvk, stored.Kind)
 		}
 		obj.GetObjectKind().SetGroupVersionKind(stored)
-		shareFields(obj)
+		shareParts(obj)
 		settle(obj)
+		sharePod(obj)
 		return obj, nil
 	}
 }

@@ -2,12 +2,15 @@ package api
 
 import (
 	"bytes"
+	"hash/maphash"
+	"maps"
 	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
@@ -17,34 +20,101 @@ const (
 	maxFieldSetBytes = 4 << 10
 )
 
+// Sets of labels that are known for sharing, and how many labels one has at most; names that are known, and the bytes of one at most.
+const (
+	maxLabelSets, maxSharedLabels = 1024, 16
+	maxNames, maxNameBytes        = 1024, 128
+)
+
 // fieldSets are descriptions of managed fields, one of each. Objects that the same program made have the same: of 5,000 pods of one
 // workload, 5,000 copies of about 700 bytes otherwise. It is safe for concurrent use.
 type fieldSets struct {
 	mu    sync.Mutex
-	known map[string][]byte // guarded by mu
+	known map[string]*metav1.FieldsV1 // guarded by mu
 }
 
-var sharedFields = fieldSets{known: map[string][]byte{}}
+var sharedFields = fieldSets{known: map[string]*metav1.FieldsV1{}}
 
-// share gives bytes equal to b that nobody may change. When too many are known all are forgotten: those in use are simply not shared any more.
-func (s *fieldSets) share(b []byte) []byte {
-	if len(b) == 0 || len(b) > maxFieldSetBytes {
-		return b
+// share gives a description equal to f that nobody may change. When too many are known all are forgotten: those in use are simply not
+// shared any more.
+func (s *fieldSets) share(f *metav1.FieldsV1) *metav1.FieldsV1 {
+	//lint:ignore SA1019 the functions that replace the field copy it
+	raw := f.Raw
+	if len(raw) == 0 || len(raw) > maxFieldSetBytes {
+		return f
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if have, ok := s.known[string(b)]; ok {
+	if have, ok := s.known[string(raw)]; ok {
 		return have
 	}
 	if len(s.known) >= maxFieldSets {
 		clear(s.known)
 	}
-	s.known[string(b)] = b
-	return b
+	s.known[string(raw)] = f
+	return f
 }
 
-// shareFields lets an object that is about to become immutable share its descriptions of managed fields with others.
-func shareFields(obj runtime.Object) {
+// labelSets are sets of labels, one of each. It is safe for concurrent use.
+type labelSets struct {
+	mu    sync.Mutex
+	known map[uint64]map[string]string // by a hash; guarded by mu
+}
+
+var (
+	sharedLabels = labelSets{known: map[uint64]map[string]string{}}
+	labelSeed    = maphash.MakeSeed()
+)
+
+// share gives a set equal to l that nobody may change.
+func (s *labelSets) share(l map[string]string) map[string]string {
+	if len(l) == 0 || len(l) > maxSharedLabels {
+		return l
+	}
+	var sum uint64
+	for k, v := range l {
+		// The order of a map is not a set's: the sum is the same in any. A pair is more than its halves.
+		sum += (maphash.String(labelSeed, k) | 1) * (maphash.String(labelSeed, v) | 1)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have, ok := s.known[sum]
+	switch {
+	case ok && maps.Equal(have, l):
+		return have
+	case !ok && len(s.known) >= maxLabelSets:
+		clear(s.known)
+	}
+	s.known[sum] = l
+	return l
+}
+
+// names are strings that many objects have: of programs, versions, namespaces, phases.
+type names struct {
+	mu    sync.Mutex
+	known map[string]string // guarded by mu
+}
+
+var sharedNames = names{known: map[string]string{}}
+
+// named replaces a string by an equal one that is known. to.mu is held.
+func named[S ~string](to *names, s *S) {
+	if *s == "" || len(*s) > maxNameBytes {
+		return
+	}
+	have, ok := to.known[string(*s)]
+	if !ok {
+		if len(to.known) >= maxNames {
+			clear(to.known)
+		}
+		have = string(*s)
+		to.known[have] = have
+	}
+	*s = S(have)
+}
+
+// shareParts lets an object that is about to become immutable share with others what they have in common.
+func shareParts(obj runtime.Object) {
 	m, err := meta.Accessor(obj)
 	if err != nil {
 		return
@@ -52,9 +122,49 @@ func shareFields(obj runtime.Object) {
 	entries := m.GetManagedFields()
 	for i := range entries {
 		if f := entries[i].FieldsV1; f != nil {
-			//lint:ignore SA1019 the functions that replace the field copy it
-			f.Raw = sharedFields.share(f.Raw)
+			entries[i].FieldsV1 = sharedFields.share(f)
 		}
+	}
+	m.SetLabels(sharedLabels.share(m.GetLabels()))
+	to := &sharedNames
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	nameMeta(to, m, entries)
+	if pod, ok := obj.(*corev1.Pod); ok {
+		nameStatus(to, &pod.Status)
+	}
+}
+
+// nameMeta and nameStatus replace strings by known ones. to.mu is held.
+func nameMeta(to *names, m metav1.Object, entries []metav1.ManagedFieldsEntry) {
+	space := m.GetNamespace()
+	named(to, &space)
+	m.SetNamespace(space)
+	for i := range entries {
+		e := &entries[i]
+		named(to, &e.Manager)
+		named(to, &e.Operation)
+		named(to, &e.APIVersion)
+		named(to, &e.FieldsType)
+		named(to, &e.Subresource)
+	}
+}
+
+func nameStatus(to *names, s *corev1.PodStatus) {
+	named(to, &s.Phase)
+	named(to, &s.QOSClass)
+	named(to, &s.HostIP)
+	for i := range s.Conditions {
+		c := &s.Conditions[i]
+		named(to, &c.Type)
+		named(to, &c.Status)
+		named(to, &c.Reason)
+	}
+	for i := range s.ContainerStatuses {
+		c := &s.ContainerStatuses[i]
+		named(to, &c.Name)
+		named(to, &c.Image)
+		named(to, &c.ImageID)
 	}
 }
 
@@ -80,24 +190,28 @@ func (f *hubForm) reread(data []byte, old runtime.Object) *corev1.Pod {
 	f.scheme.Default(pod)
 	pod.Spec = was.Spec
 	pod.SetGroupVersionKind(f.stored)
-	shareFields(pod)
+	shareParts(pod)
 	settle(pod)
 	return pod
 }
 
-// shareSpec lets a new version of a pod have the old one's spec where it is the same, as reread does. data is the new version's encoding.
-func shareSpec(out, old runtime.Object, data []byte) {
+// shareSpec lets a new version of a pod have the old one's spec where it is the same, as reread does, and says whether it does. data is
+// the new version's encoding.
+func shareSpec(out, old runtime.Object, data []byte) bool {
 	pod, ok := out.(*corev1.Pod)
 	if !ok {
-		return
+		return false
 	}
 	was, ok := old.(*corev1.Pod)
 	if !ok {
-		return
+		return false
 	}
-	if parts := podParts(data); parts != nil && isSpec(parts[1], &was.Spec) {
+	parts := podParts(data)
+	same := parts != nil && isSpec(parts[1], &was.Spec)
+	if same {
 		pod.Spec = was.Spec
 	}
+	return same
 }
 
 // storedMagic begins stored bytes in protobuf; a message follows whose field rawField is the object's own, which of a pod has podFields fields:

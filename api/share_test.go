@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand"
+	"reflect"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
@@ -23,7 +25,7 @@ import (
 func TestShareFields(t *testing.T) {
 	pod := func(fields string) *corev1.Pod {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{ManagedFields: []metav1.ManagedFieldsEntry{{FieldsV1: metav1.NewFieldsV1(fields)}, {}}}}
-		shareFields(p)
+		shareParts(p)
 		require.Equal(t, fields, p.ManagedFields[0].FieldsV1.GetRawString())
 		return p
 	}
@@ -67,6 +69,66 @@ func requireSame(t *testing.T, want, got runtime.Object) {
 	numbers := cmp.Comparer(func(a, b resource.Quantity) bool { return a.String() == b.String() && a.Format == b.Format })
 	times := cmp.Comparer(func(a, b time.Time) bool { return a == b })
 	require.Empty(t, cmp.Diff(want, got, numbers, times))
+}
+
+// TestShareNames: what is shared is bounded, and equal.
+func TestShareNames(t *testing.T) {
+	pod := func(i int) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprint("space ", i), Labels: map[string]string{"app": fmt.Sprint(i), "tier": "a"}}}
+		want := p.DeepCopy()
+		shareParts(p)
+		require.Equal(t, want, p)
+		return p
+	}
+	a, b := pod(0), pod(0)
+	require.Equal(t, unsafe.StringData(a.Namespace), unsafe.StringData(b.Namespace))
+	require.Equal(t, reflect.ValueOf(a.Labels).Pointer(), reflect.ValueOf(b.Labels).Pointer())
+	for i := range 2 * max(maxNames, maxLabelSets) {
+		pod(i)
+	}
+	require.LessOrEqual(t, len(sharedNames.known), maxNames)
+	require.LessOrEqual(t, len(sharedLabels.known), maxLabelSets)
+}
+
+// TestSharePods: pods share what they have in common with one of the same image, and stay what they are.
+func TestSharePods(t *testing.T) {
+	fill := filler(1, true)
+	stored := func(p *corev1.Pod) *corev1.Pod { // as bytes and back
+		data, err := p.Marshal()
+		require.NoError(t, err)
+		out := &corev1.Pod{}
+		require.NoError(t, out.Unmarshal(data))
+		settle(out)
+		return out
+	}
+	for i := range 300 {
+		one, two := &corev1.Pod{}, &corev1.Pod{}
+		fill.Fill(one)
+		if i%3 == 0 {
+			fill.Fill(two)
+		} else {
+			one.DeepCopyInto(two)
+			two.Name = "another"
+			for v := range two.Spec.Volumes {
+				two.Spec.Volumes[v].Name += "-other"
+			}
+		}
+		image := corev1.Container{Name: "c", Image: fmt.Sprint("image ", i), VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: "/v"}}}
+		one.Spec.Containers, two.Spec.Containers = append([]corev1.Container{image}, one.Spec.Containers...), append([]corev1.Container{image}, two.Spec.Containers...)
+		one, two = stored(one), stored(two)
+		wantOne, wantTwo := one.DeepCopy(), two.DeepCopy()
+		for _, p := range []*corev1.Pod{one, two} {
+			shareParts(p)
+			sharePod(p)
+		}
+		require.Equal(t, wantOne, one)
+		require.Equal(t, wantTwo, two)
+		if i%3 != 0 && one.Spec.SecurityContext != nil {
+			require.Same(t, one.Spec.SecurityContext, two.Spec.SecurityContext)
+		}
+		require.Same(t, &one.Spec.Containers[0].VolumeMounts[0], &two.Spec.Containers[0].VolumeMounts[0])
+	}
+	require.LessOrEqual(t, len(sharedSpecs.known), maxPodSpecs)
 }
 
 // TestReread: what is stored of an update is what decoding it gives, and shares its spec with the old pod where that stays.
