@@ -1,14 +1,16 @@
 package store
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 )
 
 // encodingSet holds the encodings of one record: a list that only grows, to at most maxEncodings.
 type encodingSet struct {
-	head  atomic.Pointer[encoding]
-	cache *encodingCache // nil: a record made outside a store, not accounted
+	head     atomic.Pointer[encoding]
+	cache    *encodingCache // nil: a record made outside a store, not accounted
+	replaced bool           // there is a newer version of the object, or it is deleted; guarded by cache.mu
 }
 
 // encoding is one kind of encoding of one record. Its bytes may be dropped by the cache, and are then made again when asked for.
@@ -19,6 +21,9 @@ type encoding struct {
 
 	mu   sync.Mutex // held while the bytes are made, so that they are made once
 	data atomic.Pointer[[]byte]
+
+	size  int64 // that the cache counts, in bytes; guarded by the cache's mu
+	moved bool  // to the cache's replaced ones; guarded by the cache's mu
 }
 
 // Encoding returns the record's bytes of a kind (media type and version), made at most once by make and then shared by all callers, who
@@ -43,7 +48,7 @@ func (r *Record) Encoding(kind string, make func() ([]byte, error)) ([]byte, err
 	}
 	e.data.Store(&data)
 	if c := r.encodings.cache; c != nil {
-		c.add(e, int64(len(data)))
+		c.add(&r.encodings, e, int64(len(data)))
 	}
 	return data, nil
 }
@@ -105,37 +110,84 @@ func (s *encodingSet) entry(kind string) *encoding {
 	}
 }
 
-// encodingCache bounds the bytes of all cached encodings of a store: first in, first out. It holds no records, only their encodings, so a
-// replaced object is freed at once and its encodings a little later.
+// encodingCache bounds the bytes of all cached encodings of a store, and more tightly those of replaced versions, which only watches that have not
+// seen the change yet still ask for. It holds no records, only their encodings, so a replaced object is freed at once.
 type encodingCache struct {
-	limit int64 // bytes
+	mu       sync.Mutex
+	current  encodingQueue // guarded by mu
+	replaced encodingQueue // guarded by mu
+}
 
-	mu    sync.Mutex
+func newEncodingCache(limit int64) *encodingCache {
+	return &encodingCache{current: encodingQueue{limit: limit}, replaced: encodingQueue{limit: min(limit, maxReplacedBytes)}}
+}
+
+// add takes bytes that were made into account.
+func (c *encodingCache) add(of *encodingSet, e *encoding, size int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.size = size
+	if of.replaced {
+		e.moved = true
+		c.replaced.add(e, true)
+		return
+	}
+	c.current.add(e, false)
+}
+
+// replace counts a record's encodings with those of replaced versions from now on.
+func (c *encodingCache) replace(of *encodingSet) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	of.replaced = true
+	for e := of.head.Load(); e != nil; e = e.next {
+		if e.size > 0 && !e.moved {
+			c.current.leave(e)
+			e.moved = true
+			c.replaced.add(e, true)
+		}
+	}
+}
+
+// encodingQueue is encodings, first in, first out. Guarded by the cache's mu.
+type encodingQueue struct {
+	limit int64 // bytes
 	bytes int64
-	queue []cachedEncoding // oldest first, from index first on
+	left  int         // how many in the queue are not counted here any more
+	queue []*encoding // oldest first, from index first on
 	first int
 }
 
-type cachedEncoding struct {
-	e    *encoding
-	size int64
+// add appends an encoding and lets go of the oldest beyond the limit. moved is what those that are counted here have in common.
+func (q *encodingQueue) add(e *encoding, moved bool) {
+	q.queue = append(q.queue, e)
+	q.bytes += e.size
+	for q.bytes > q.limit && q.first < len(q.queue) {
+		old := q.queue[q.first]
+		q.queue[q.first] = nil
+		q.first++
+		if old.moved != moved {
+			q.left--
+			continue
+		}
+		q.bytes -= old.size
+		old.size = 0
+		old.data.Store(nil)
+	}
+	if q.first+q.left > len(q.queue)/2 {
+		q.compact(moved)
+	}
 }
 
-func (c *encodingCache) add(e *encoding, size int64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.queue = append(c.queue, cachedEncoding{e, size})
-	c.bytes += size
-	for c.bytes > c.limit && c.first < len(c.queue) {
-		old := c.queue[c.first]
-		c.queue[c.first] = cachedEncoding{}
-		c.first++
-		c.bytes -= old.size
-		old.e.data.Store(nil)
-	}
-	if c.first > len(c.queue)/2 {
-		n := copy(c.queue, c.queue[c.first:])
-		clear(c.queue[n:])
-		c.queue, c.first = c.queue[:n], 0
-	}
+// leave takes an encoding out of the account; its place in the queue goes later.
+func (q *encodingQueue) leave(e *encoding) {
+	q.bytes -= e.size
+	q.left++
+}
+
+func (q *encodingQueue) compact(moved bool) {
+	kept := slices.DeleteFunc(q.queue[q.first:], func(e *encoding) bool { return e.moved != moved })
+	n := copy(q.queue, kept)
+	clear(q.queue[n:])
+	q.queue, q.first, q.left = q.queue[:n], 0, 0
 }

@@ -57,6 +57,8 @@ const (
 	// DefaultEncodingBytes bounds the encodings that all records of the store cache.
 	DefaultEncodingBytes = 32 << 20
 
+	// maxReplacedBytes bounds those of them that belong to versions of objects that were replaced or deleted.
+	maxReplacedBytes = 2 << 20
 	// maxEncodings bounds the kinds of encodings that one record caches; further kinds are made at each call.
 	maxEncodings = 8
 	// maxBatch bounds the events that one Watch.Next returns.

@@ -148,11 +148,13 @@ func mustSetRevision(r *Record) {
 func (t *Table) replaceLocked(prev, next *Record, deleted bool) {
 	if prev != nil {
 		t.store.expiry.remove(t, prev)
+		t.store.encodings.replace(&prev.encodings)
 		t.garbage += prev.size
 	}
 	live := next
 	if deleted {
 		live = nil
+		t.store.encodings.replace(&next.encodings)
 		t.tree.Delete(next.Key)
 	} else {
 		t.tree.Set(next.Key, next)

@@ -50,7 +50,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		engine:    o.Engine,
 		clock:     o.Clock,
 		opts:      o,
-		encodings: &encodingCache{limit: o.EncodingBytes},
+		encodings: newEncodingCache(o.EncodingBytes),
 		tables:    map[string]*Table{},
 		opening:   map[string]*openCall{},
 		expiry:    newExpiryQueue(),

@@ -268,6 +268,26 @@ func testEncodingBounds(t *testing.T, f Factory) {
 	equal(t, "made", made, 3)
 	encode(a)
 	equal(t, "made after the bound pushed one out", made, 4)
+
+	// Versions that were replaced have a bound of their own: they push out each other, and none that is current.
+	var versions []*store.Record
+	for i := range 4 {
+		versions = append(versions, e.put(e.pods, "a", fmt.Sprint(i)))
+		encode(versions[i])
+	}
+	made = 0
+	for _, r := range []*store.Record{versions[3], versions[2], versions[1], c} {
+		encode(r)
+	}
+	equal(t, "made of those that are kept", made, 0)
+	encode(versions[0])
+	equal(t, "made of one that was pushed out", made, 1)
+	encode(versions[1])
+	equal(t, "made of the one that this pushed out", made, 2)
+	e.del(e.pods, "c")
+	encode(c)
+	encode(versions[3])
+	equal(t, "made after a deletion", made, 2)
 }
 
 func testDetector(t *testing.T, f Factory) {
