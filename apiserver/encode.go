@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/bits"
+	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,8 +26,8 @@ type format interface {
 	streamType() string
 	// parts give one object as a whole response: its own bytes and what stands around them, the head appended to scratch.
 	parts(scratch []byte, rec *store.Record, kind schema.GroupVersionKind) (head, body, tail []byte, err error)
-	// list writes a list of objects, whose own bytes are items.
-	list(w io.Writer, page *api.Page, items [][]byte, kind schema.GroupVersionKind) error
+	// list makes a list of objects, whose own bytes are items.
+	list(page *api.Page, items [][]byte, kind schema.GroupVersionKind) (*listBody, error)
 	// event appends one frame of a watch; obj is what encodes the object.
 	event(out []byte, kind watch.EventType, obj []byte, gvk schema.GroupVersionKind) []byte
 	// raw gives the object's own bytes as event wants them.
@@ -65,42 +65,22 @@ func typePrefix(gvk schema.GroupVersionKind) []byte {
 	return []byte(`{"kind":"` + gvk.Kind + `","apiVersion":"` + gvk.GroupVersion().String() + `",`)
 }
 
-func (jsonFormat) list(w io.Writer, page *api.Page, items [][]byte, kind schema.GroupVersionKind) error {
-	head, err := json.Marshal(listMeta(page))
+func (jsonFormat) list(page *api.Page, items [][]byte, kind schema.GroupVersionKind) (*listBody, error) {
+	meta, err := json.Marshal(listMeta(page))
 	if err != nil {
-		return err
+		return nil, err
 	}
+	head := slices.Concat([]byte(`{"kind":"`+kind.Kind+`List","apiVersion":"`+kind.GroupVersion().String()+`","metadata":`), meta, []byte(`,"items":[`))
 	prefix := typePrefix(kind)
-	out := errWriter{w: w}
-	out.write([]byte(`{"kind":"` + kind.Kind + `List","apiVersion":"` + kind.GroupVersion().String() + `","metadata":`))
-	out.write(head)
-	out.write([]byte(`,"items":[`))
-	for i, data := range items {
-		if i > 0 {
-			out.write(comma)
+	separator := ""
+	return &listBody{rest: head, items: items, tail: []byte("]}\n"), open: func(out, item []byte) (_, rest []byte) {
+		out = append(out, separator...)
+		separator = ","
+		if rest, ok := bytes.CutPrefix(item, prefix); ok {
+			return append(out, '{'), rest
 		}
-		if rest, ok := bytes.CutPrefix(data, prefix); ok {
-			out.write(brace)
-			data = rest
-		}
-		out.write(data)
-	}
-	out.write([]byte("]}\n"))
-	return out.err
-}
-
-var comma, brace = []byte{','}, []byte{'{'}
-
-// errWriter writes until something fails.
-type errWriter struct {
-	w   io.Writer
-	err error
-}
-
-func (e *errWriter) write(p []byte) {
-	if e.err == nil {
-		_, e.err = e.w.Write(p)
-	}
+		return out, item
+	}}, nil
 }
 
 func (jsonFormat) event(out []byte, kind watch.EventType, obj []byte, _ schema.GroupVersionKind) []byte {
@@ -175,26 +155,21 @@ func fieldSize(n int) int { return 1 + uvarintSize(n) + n }
 
 func uvarintSize(n int) int { return (bits.Len64(uint64(n)|1) + 6) / 7 }
 
-func (protoFormat) list(w io.Writer, page *api.Page, items [][]byte, kind schema.GroupVersionKind) error {
+func (protoFormat) list(page *api.Page, items [][]byte, kind schema.GroupVersionKind) (*listBody, error) {
 	m := listMeta(page)
-	head, err := m.Marshal()
+	meta, err := m.Marshal()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	size := fieldSize(len(head))
+	size := fieldSize(len(meta))
 	for _, item := range items {
 		size += fieldSize(len(item))
 	}
 	kind.Kind += "List"
-	out := errWriter{w: w}
-	scratch := make([]byte, 0, 128)
-	out.write(appendField(openEnvelope(scratch, kind, size), tagOne, head))
-	for _, item := range items {
-		out.write(binary.AppendUvarint(append(scratch, tagTwo), uint64(len(item))))
-		out.write(item)
-	}
-	out.write(closeEnvelope)
-	return out.err
+	head := appendField(openEnvelope(nil, kind, size), tagOne, meta)
+	return &listBody{rest: head, items: items, tail: closeEnvelope, open: func(out, item []byte) (_, rest []byte) {
+		return binary.AppendUvarint(append(out, tagTwo), uint64(len(item))), item
+	}}, nil
 }
 
 // event appends a length-prefixed metav1.WatchEvent whose object is an enveloped message.

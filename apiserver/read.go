@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"bufio"
 	"compress/gzip"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/validate/content"
@@ -26,14 +24,11 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"knarr/api"
-	"knarr/store"
 )
 
 const (
 	// compressFrom is the size from which an answer is compressed for a client that is not on this machine, as upstream.
 	compressFrom = 128 << 10
-	// listBufferBytes is how much of a list is gathered before it is handed on.
-	listBufferBytes = 32 << 10
 )
 
 // reader answers gets, lists and watches of built-in kinds straight from the store: the same object that everybody reads,
@@ -169,38 +164,6 @@ func (rd *read) list(w http.ResponseWriter, req *http.Request) error {
 		return err
 	}
 	return rd.sendList(w, req, page)
-}
-
-// listBuffers gather the many small parts of a list.
-var listBuffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, listBufferBytes) }}
-
-// sendList writes a list piece by piece: there is never a second copy of it.
-func (rd *read) sendList(w http.ResponseWriter, req *http.Request, page *api.Page) error {
-	items, size := make([][]byte, len(page.Records)), 0
-	store.Encodings(page.Records, rd.format.contentType(), items)
-	for i, rec := range page.Records {
-		if items[i] == nil {
-			var err error
-			if items[i], err = rd.format.raw(rec); err != nil {
-				return apierrors.NewInternalError(err)
-			}
-		}
-		size += len(items[i])
-	}
-	w.Header().Set("Content-Type", rd.format.contentType())
-	out, end, err := compressed(w, req, size)
-	if err != nil {
-		return err
-	}
-	b := listBuffers.Get().(*bufio.Writer)
-	b.Reset(out)
-	// An error of the writer: the client went away, and nobody is left to tell.
-	if err = rd.format.list(b, page, items, rd.kind.Stored); err == nil && b.Flush() == nil {
-		end()
-	}
-	b.Reset(nil)
-	listBuffers.Put(b)
-	return nil
 }
 
 // selection reads the request's parameters as upstream's list handler does.

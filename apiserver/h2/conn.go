@@ -49,9 +49,11 @@ type conn struct {
 	room sync.Cond // L is mu; signalled when something may be sent again, or never again
 	due  sync.Cond // L is mu; signalled when a feed has something, or there is none any more
 	// All below are guarded by mu.
-	out       []byte // frames to be written
-	writing   bool   // somebody writes
-	err       error  // why nothing can be written any more
+	out       []byte          // frames to be written
+	writing   bool            // somebody writes
+	urged     bool            // and shall not leave anything pending
+	turns     []chan struct{} // of bodies that wait for their turn to write: closed when it comes
+	err       error           // why nothing can be written any more
 	streams   map[uint32]*stream
 	ready     []*stream // whose feeds are to be asked
 	feeds     int       // streams with a feed

@@ -18,11 +18,14 @@
 //   - A handler may hand the rest of its body to a Feed. Whoever writes asks the feeds that have something, so that all that the watches of
 //     a connection have to say about a change leaves at once, and no goroutine wakes for each of them.
 //
+//   - A handler may have a large body made as it is sent (Pourer). Such bodies take turns of a few batches, on their handlers' goroutines: all of a connection
+//     leaves in one order anyway, and passing the turn on after each batch would wake a thread each time. What else is pending leaves with each batch.
+//
 //   - Before the reading goroutine waits for the network, and only then, it flushes (socket.beforeRead). A request whose body
 //     is still on its way is started then too, or as soon as the body is whole.
 //
 //   - Bounds: Options names those of streams, headers and bodies; maxBodies what waits to be written on a connection, after
-//     which writers wait for the network, and maxPending the same for small answers; pieceBytes, and one part more, what a feed has given that its client does not take;
+//     which writers wait for the network, batchRecords what is made of a large body ahead of it, and maxPending the same for small answers; pieceBytes, and one part more, what a feed has given that its client does not take;
 //     queuedStreams the requests that a client may queue by cancelling others.
 //
 //   - A client that takes nothing in for Options.WriteTimeout loses its connection. Deadlines of single requests, as

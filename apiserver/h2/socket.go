@@ -2,7 +2,10 @@ package h2
 
 import (
 	"net"
+	"os"
 	"sync"
+	"syscall"
+	"unsafe"
 )
 
 // Listen makes a listener whose connections this package can serve well: they gather what TLS writes, and tell before they
@@ -17,22 +20,26 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &socket{Conn: c}, nil
+	return newSocket(c), nil
 }
 
 // socketBytes is what a system call is given at most: enough records to make its own cost small, and little enough to stay in the
 // processor's cache from the encryption to the kernel's copy.
-const socketBytes = 128 << 10
+const socketBytes = batchRecords * (recordBytes + recordOverhead)
 
 // socket is the connection below TLS.
 type socket struct {
 	net.Conn
+	raw     syscall.RawConn       // nil: system calls are Conn's own affair
+	attempt func(fd uintptr) bool // try
 	// beforeRead is called whenever TLS has no input left and is about to wait. Set before the connection is used by h2.
 	beforeRead func()
 
 	mu      sync.Mutex
 	holding bool   // guarded by mu: what is written gathers in out
 	out     []byte // guarded by mu
+	rest    []byte // guarded by mu: what put has not written yet
+	failed  error  // guarded by mu: of put
 }
 
 // Read implements net.Conn.
@@ -51,7 +58,7 @@ func (s *socket) Write(p []byte) (int, error) {
 		return s.Conn.Write(p)
 	}
 	if len(s.out)+len(p) > socketBytes && len(s.out) > 0 {
-		if _, err := s.Conn.Write(s.out); err != nil {
+		if err := s.put(s.out); err != nil {
 			return 0, err
 		}
 		s.out = s.out[:0]
@@ -72,8 +79,53 @@ func (s *socket) release() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.holding = false
-	_, err := s.Conn.Write(s.out)
+	err := s.put(s.out)
 	giveBatch(s.out)
 	s.out = nil
 	return err
+}
+
+func newSocket(c net.Conn) *socket {
+	s := &socket{Conn: c}
+	if sc, ok := c.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			s.raw, s.attempt = raw, s.try
+		}
+	}
+	return s
+}
+
+// put writes all of p. It makes the system call itself: copying 64 KiB, and often the client's side of loopback too, takes the kernel tens of
+// microseconds, in which the runtime would take this goroutine for blocked, give its processor to another thread and have to find it one
+// again. The call does not block.
+func (s *socket) put(p []byte) error {
+	if s.raw == nil {
+		_, err := s.Conn.Write(p)
+		return err
+	}
+	s.rest, s.failed = p, nil
+	err := s.raw.Write(s.attempt)
+	s.rest = nil
+	if err == nil {
+		err = s.failed
+	}
+	return err
+}
+
+// try writes what the kernel takes of rest; false when it takes no more now.
+func (s *socket) try(fd uintptr) bool {
+	for len(s.rest) > 0 {
+		n, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(&s.rest[0])), uintptr(len(s.rest)))
+		switch errno {
+		case 0:
+			s.rest = s.rest[n:]
+		case syscall.EAGAIN:
+			return false
+		case syscall.EINTR:
+		default:
+			s.failed = os.NewSyscallError("write", errno)
+			return true
+		}
+	}
+	return true
 }

@@ -112,17 +112,22 @@ func (c *conn) flush() {
 
 func (c *conn) flushLocked() {
 	if c.writing || len(c.out) == 0 && !c.hasFeedsLocked() || c.err != nil {
+		c.urged = c.urged || c.writing && len(c.out) > 0
 		return
 	}
 	c.writing = true
 	c.writeLocked(writeRounds)
 }
 
-// writeLocked writes until nothing is pending and no feed has anything. After some rounds it hands the rest to a goroutine, as its caller has
-// other things to do.
+// writeLocked writes until nothing is pending and no feed has anything. Where a body waits for its turn, whoever sends that takes the rest along. After
+// some rounds it hands the rest to a goroutine, as its caller has other things to do.
 func (c *conn) writeLocked(rounds int) {
 	var scratch []byte
 	for {
+		if c.passLocked() {
+			giveBatch(scratch)
+			return
+		}
 		if scratch = c.gatherLocked(scratch); len(c.out) == 0 || c.err != nil {
 			break
 		}
@@ -138,19 +143,24 @@ func (c *conn) writeLocked(rounds int) {
 		rounds--
 		pending := c.out
 		c.out = takeBatch()
-		c.mu.Unlock()
-		err := c.write(pending)
-		giveBatch(pending)
-		c.mu.Lock()
-		if err != nil && c.err == nil {
-			c.err = err
-			_ = c.tls.Close() // the reading goroutine shall notice
-		}
-		c.room.Broadcast()
+		c.putLocked(pending)
 	}
 	giveBatch(scratch)
 	giveBatch(c.out)
-	c.out, c.writing = nil, false
+	c.out, c.writing, c.urged = nil, false, false
+}
+
+// putLocked writes a batch, without the lock, and lets those go on who waited for room.
+func (c *conn) putLocked(b []byte) {
+	c.mu.Unlock()
+	err := c.write(b)
+	giveBatch(b)
+	c.mu.Lock()
+	if err != nil && c.err == nil {
+		c.err = err
+		_ = c.tls.Close() // the reading goroutine shall notice
+	}
+	c.room.Broadcast()
 }
 
 // write puts bytes on the wire: one TLS write, and one system call where the socket can gather.
