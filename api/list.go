@@ -44,16 +44,36 @@ type Selection struct {
 
 // Matches reports whether the record belongs to the selection, its key aside.
 func (s *Selection) Matches(rec *store.Record) bool {
-	if s.Label != nil && !s.Label.Empty() {
-		if s.marks != 0 && marksOf(rec)&s.marks != s.marks {
-			return false
-		}
-		m, err := meta.Accessor(rec.Object)
-		if err != nil || !s.Label.Matches(labels.Set(m.GetLabels())) {
-			return false
-		}
+	return s.selects(rec.Labels()) && (s.Match == nil || s.Match(rec))
+}
+
+// selects is the part of Matches that labels decide.
+func (s *Selection) selects(set *store.LabelSet) bool {
+	if s.Label == nil || s.Label.Empty() {
+		return true
 	}
-	return s.Match == nil || s.Match(rec)
+	if s.marks != 0 && (set == nil || set.Marks(marksOf)&s.marks != s.marks) {
+		return false
+	}
+	return s.Label.Matches(labels.Set(set.Labels()))
+}
+
+// choices remember what a selection has decided of label sets. Records with the same often lie side by side.
+type choices [64]struct {
+	set    *store.LabelSet
+	chosen bool
+}
+
+// selects is s.selects, asked once for most sets.
+func (c *choices) selects(s *Selection, set *store.LabelSet) bool {
+	if set == nil {
+		return s.selects(nil)
+	}
+	known := &c[set.Number()%uint32(len(c))]
+	if known.set != set {
+		known.set, known.chosen = set, s.selects(set)
+	}
+	return known.chosen
 }
 
 func (s *Selection) empty() bool {
@@ -130,15 +150,17 @@ func (k *Kind) snapshot(exact int64, from, prefix string) (*store.Snapshot, erro
 
 // fill collects the page and its continue token, and keeps the snapshot for the next page.
 func (k *Kind) fill(page *Page, snap *store.Snapshot, sel Selection, from string, opts storage.ListOptions) error {
-	limit, more, last := opts.Predicate.Limit, false, ""
-	start := max(from, sel.Prefix)
-	snap.Ascend(sel.Prefix, start, func(rec *store.Record) bool {
+	limit, more := opts.Predicate.Limit, false
+	var last *store.Record
+	var known choices
+	page.Records = k.room(snap, sel, limit)
+	snap.AscendLabeled(sel.Prefix, max(from, sel.Prefix), func(rec *store.Record, set *store.LabelSet) bool {
 		if limit > 0 && int64(len(page.Records)) >= limit {
 			more = true
 			return false
 		}
-		last = rec.Key
-		if sel.Matches(rec) {
+		last = rec
+		if known.selects(&sel, set) && (sel.Match == nil || sel.Match(rec)) {
 			page.Records = append(page.Records, rec)
 		}
 		return true
@@ -146,18 +168,26 @@ func (k *Kind) fill(page *Page, snap *store.Snapshot, sel Selection, from string
 	if !more {
 		return nil
 	}
-	token, err := storage.EncodeContinue(last+"\x00", sel.Prefix, page.Revision)
+	token, err := storage.EncodeContinue(last.Key+"\x00", sel.Prefix, page.Revision)
 	if err != nil {
 		return err
 	}
 	page.Continue = token
 	if sel.empty() {
 		rest := int64(0)
-		snap.Ascend(sel.Prefix, last+"\x00", func(*store.Record) bool { rest++; return true })
+		snap.Ascend(sel.Prefix, last.Key+"\x00", func(*store.Record) bool { rest++; return true })
 		page.Remaining = &rest
 	}
 	k.Table.Pin(snap)
 	return nil
+}
+
+// room makes room for the records of a list that takes the whole table; others grow as they do.
+func (k *Kind) room(snap *store.Snapshot, sel Selection, limit int64) []*store.Record {
+	if !sel.empty() || sel.Prefix != k.prefix || limit > 0 {
+		return nil
+	}
+	return make([]*store.Record, 0, snap.Len())
 }
 
 // GetList implements storage.Interface.

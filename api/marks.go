@@ -3,15 +3,14 @@ package api
 import (
 	"hash/maphash"
 
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 
 	"knarr/store"
 )
 
-// Marks are bits that stand for the labels of an object, for each its key and its pair of key and value: an object that lacks a bit lacks
-// the label, which is told without touching the object. Most of what a selective list costs otherwise is waiting for memory.
+// Marks are bits that stand for labels, for each its key and its pair of key and value: a set that lacks a bit lacks the label, which is told
+// without a look at the rest. For watches, whose events are looked at one by one, and tables whose objects have labels of their own each.
 
 var markSeed = maphash.MakeSeed()
 
@@ -26,18 +25,12 @@ func markPair(key, value string) uint64 {
 
 func bit(h uint64) uint64 { return 1 << (h % store.MarkBits) }
 
-// marksOf gives the marks of a record's labels; all of them where it has no metadata, so that it is looked at.
-func marksOf(rec *store.Record) uint64 {
-	return rec.Marks(func() (out uint64) {
-		m, err := meta.Accessor(rec.Object)
-		if err != nil {
-			return 1<<store.MarkBits - 1
-		}
-		for key, value := range m.GetLabels() {
-			out |= markKey(key) | markPair(key, value)
-		}
-		return out
-	})
+// marksOf gives the marks of labels.
+func marksOf(set map[string]string) (out uint64) {
+	for key, value := range set {
+		out |= markKey(key) | markPair(key, value)
+	}
+	return out
 }
 
 // marksFor gives the marks that every object has which the selector selects.

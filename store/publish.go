@@ -109,7 +109,8 @@ func (s *Store) decodeForeign(w *Write) {
 // applyLocked changes tree, indexes and expiry, and returns the event; its Record is nil when a deletion found nothing.
 func (t *Table) applyLocked(w *Write) Event {
 	s := t.store
-	prev, had := t.tree.Get(w.Key)
+	e, had := t.tree.Get(w.Key)
+	prev := e.record
 	if had && s.detector != nil {
 		s.detector.check(prev)
 	}
@@ -122,13 +123,14 @@ func (t *Table) applyLocked(w *Write) Event {
 		}
 		r.Object, r.Expires, r.size, r.sum = w.op.object, w.Expires, int64(len(w.Value)), fingerprint(w.Value)
 		mustSetRevision(r)
+		r.labels = t.labels.take(r.Object, e.labels)
 	case had:
 		ev.Type = Deleted
 		obj, err := WithRevision(prev.Object, w.Revision)
 		if err != nil {
 			panic(err) // the same object took a revision when it was stored
 		}
-		r.Object, r.Expires, r.size = obj, prev.Expires, prev.size
+		r.Object, r.Expires, r.size, r.labels = obj, prev.Expires, prev.size, prev.labels
 	default:
 		return ev
 	}
@@ -149,6 +151,7 @@ func (t *Table) replaceLocked(prev, next *Record, deleted bool) {
 	if prev != nil {
 		t.store.expiry.remove(t, prev)
 		t.store.encodings.replace(&prev.encodings)
+		t.labels.leave(prev.labels)
 		t.garbage += prev.size
 	}
 	live := next
@@ -157,7 +160,7 @@ func (t *Table) replaceLocked(prev, next *Record, deleted bool) {
 		t.store.encodings.replace(&next.encodings)
 		t.tree.Delete(next.Key)
 	} else {
-		t.tree.Set(next.Key, next)
+		t.tree.Set(next.Key, entry{next, next.labels})
 		t.store.expiry.add(t, next)
 	}
 	for _, ix := range t.indexes {

@@ -2,7 +2,6 @@ package store
 
 import (
 	"hash/maphash"
-	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -22,24 +21,11 @@ type Record struct {
 	sum       uint64 // fingerprint of the encoding
 	hash      uint64 // of the object as published; set by the mutation detector only
 	encodings encodingSet
-	marks     atomic.Uint64 // the highest bit: they were made
+	labels    *LabelSet
 }
 
-// MarkBits is the number of bits of Record.Marks.
-const MarkBits = 63
-
-// Marks returns bits that stand for something in the object, such as its labels, so that readers need not look at objects that have
-// nothing of it. fn gives them, from the object alone; it is called once, or a few times at once. All callers share the same marks. Safe for
-// concurrent use.
-func (r *Record) Marks(fn func() uint64) uint64 {
-	const made = 1 << MarkBits
-	m := r.marks.Load()
-	if m == 0 {
-		m = fn() | made
-		r.marks.Store(m)
-	}
-	return m &^ made
-}
+// Labels returns the labels of the object as the table knows them; nil where there are none, and for a record made outside a store.
+func (r *Record) Labels() *LabelSet { return r.labels }
 
 // EncodedAs says whether an encoding may be the one that the engine keeps for this record: it is sure when it is not, by a
 // fingerprint of 64 bits otherwise.

@@ -9,10 +9,10 @@ import (
 
 // Snapshot is the state of one table at one revision. It never changes; it is safe for concurrent use.
 type Snapshot struct {
-	tree     *btree.Map[string, *Record] // never written to
-	revision int64                       // at which the snapshot stands
-	changed  int64                       // revision of the table's last change up to then
-	garbage  int64                       // Table.garbage then
+	tree     *btree.Map[string, entry] // never written to
+	revision int64                     // at which the snapshot stands
+	changed  int64                     // revision of the table's last change up to then
+	garbage  int64                     // Table.garbage then
 
 	pinnedUntil time.Time // guarded by Store.mu; only of the copies in Table.pins
 }
@@ -25,20 +25,25 @@ func (sn *Snapshot) Len() int { return sn.tree.Len() }
 
 // Get returns the record of a key, nil when there is none.
 func (sn *Snapshot) Get(key string) *Record {
-	r, _ := sn.tree.Get(key)
-	return r
+	e, _ := sn.tree.Get(key)
+	return e.record
 }
 
 // Ascend calls fn in key order for the records whose key has the prefix and is not below from, until fn returns false. Empty strings do not
 // restrict.
 func (sn *Snapshot) Ascend(prefix, from string, fn func(*Record) bool) {
+	sn.AscendLabeled(prefix, from, func(r *Record, _ *LabelSet) bool { return fn(r) })
+}
+
+// AscendLabeled is Ascend that gives the record's labels too, which are at hand: who does not look at the record need not wait for its memory.
+func (sn *Snapshot) AscendLabeled(prefix, from string, fn func(*Record, *LabelSet) bool) {
 	if last, _, ok := sn.tree.Max(); ok && strings.HasPrefix(last, prefix) {
 		// Then every key from here on has the prefix, and none of them need be fetched from memory to see that.
-		sn.tree.Ascend(max(prefix, from), func(_ string, r *Record) bool { return fn(r) })
+		sn.tree.Ascend(max(prefix, from), func(_ string, e entry) bool { return fn(e.record, e.labels) })
 		return
 	}
-	sn.tree.Ascend(max(prefix, from), func(key string, r *Record) bool {
-		return strings.HasPrefix(key, prefix) && fn(r)
+	sn.tree.Ascend(max(prefix, from), func(key string, e entry) bool {
+		return strings.HasPrefix(key, prefix) && fn(e.record, e.labels)
 	})
 }
 
@@ -53,8 +58,8 @@ func (t *Table) Snapshot() *Snapshot {
 	sn := t.snapshotLocked()
 	s.mu.Unlock()
 	if d := s.detector; d != nil && sn.Len() > 0 {
-		_, r, _ := sn.tree.GetAt(int(d.reads.Add(1) % uint64(sn.Len())))
-		d.check(r)
+		_, e, _ := sn.tree.GetAt(int(d.reads.Add(1) % uint64(sn.Len())))
+		d.check(e.record)
 	}
 	return sn
 }

@@ -85,7 +85,7 @@ func (s *Store) Close() error {
 	defer s.mu.Unlock()
 	for _, t := range s.tables {
 		if s.detector != nil {
-			t.tree.Scan(func(_ string, r *Record) bool { s.detector.check(r); return true })
+			t.tree.Scan(func(_ string, e entry) bool { s.detector.check(e.record); return true })
 		}
 		t.closeLocked(ErrClosed)
 	}
@@ -190,8 +190,9 @@ func (s *Store) load(ctx context.Context, o TableOptions) (*Table, error) {
 			return &CorruptError{Key: e.Key, Err: err}
 		}
 		r := &Record{Key: e.Key, Object: obj, Revision: e.Revision, CreateRevision: e.CreateRevision, Expires: e.Expires, size: int64(len(e.Value)), sum: fingerprint(e.Value)}
+		r.labels = t.labels.take(obj, nil)
 		s.finish(r)
-		t.tree.Set(r.Key, r)
+		t.tree.Set(r.Key, entry{r, r.labels})
 		t.revision = max(t.revision, r.Revision)
 		return nil
 	}
@@ -201,7 +202,7 @@ func (s *Store) load(ctx context.Context, o TableOptions) (*Table, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.tables[o.Prefix] = t
-		t.tree.Scan(func(_ string, r *Record) bool { s.expiry.add(t, r); return true })
+		t.tree.Scan(func(_ string, e entry) bool { s.expiry.add(t, e.record); return true })
 	}
 	if err := s.engine.Load(ctx, o.Prefix, o.Class, add, done); err != nil {
 		return nil, fmt.Errorf("store: load %s: %w", o.Prefix, err)
@@ -221,7 +222,7 @@ func (s *Store) CloseTable(prefix string) {
 		return
 	}
 	delete(s.tables, prefix)
-	t.tree.Scan(func(_ string, r *Record) bool { s.expiry.remove(t, r); return true })
+	t.tree.Scan(func(_ string, e entry) bool { s.expiry.remove(t, e.record); return true })
 	t.closeLocked(&GoneError{Requested: s.Revision(), Oldest: s.Revision()})
 }
 

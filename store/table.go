@@ -18,7 +18,8 @@ type Table struct {
 	cached atomic.Pointer[Snapshot] // of the present tree; nil after each change
 
 	// Guarded by store.mu:
-	tree     btree.Map[string, *Record]
+	tree     btree.Map[string, entry]
+	labels   labelSets
 	revision int64 // of the last change
 	garbage  int64 // encoded bytes of all records ever replaced: what pins cost is a difference of two such counts
 	indexes  map[string]*index
@@ -28,6 +29,12 @@ type Table struct {
 	// compacted is the revision before which no list may go on, even where the table has not changed since.
 	compacted int64
 	ended     error // why the table is closed
+}
+
+// entry is what the tree holds of a key: a record, and beside it what is asked of many records of which few are wanted.
+type entry struct {
+	record *Record
+	labels *LabelSet
 }
 
 func newTable(s *Store, o TableOptions) *Table {
@@ -66,8 +73,9 @@ func (t *Table) Len() int {
 // Get returns the newest published record of a key, nil when there is none.
 func (t *Table) Get(key string) *Record {
 	t.store.mu.RLock()
-	r, _ := t.tree.Get(key)
+	e, _ := t.tree.Get(key)
 	t.store.mu.RUnlock()
+	r := e.record
 	if d := t.store.detector; d != nil && r != nil {
 		d.sample(r)
 	}
@@ -94,7 +102,7 @@ func (t *Table) AddIndex(name string, fn func(*Record) []string) error {
 		return fmt.Errorf("store: table %s has an index %q already", t.prefix, name)
 	}
 	ix := &index{fn: fn, byValue: map[string]map[string]*Record{}}
-	t.tree.Scan(func(_ string, r *Record) bool { ix.replace(nil, r); return true })
+	t.tree.Scan(func(_ string, e entry) bool { ix.replace(nil, e.record); return true })
 	t.indexes[name] = ix
 	return nil
 }
