@@ -37,13 +37,20 @@ type Change struct {
 // Changes follows one selection of a table: the initial state if asked for, then every change in order.
 // It is not safe for concurrent use.
 type Changes struct {
+	// What is looked at for each event of each of many watches lies together.
+	watch    store.Watch
+	taken    []store.Event    // of the table, not looked at yet
+	shared   *sharedEncodings // nil: every watch encodes for itself
+	revision int64
+
 	sel     Selection
-	watch   *store.Watch
 	initial []Change
 	// InitialEnd reports that the next call after the initial changes owes the client a bookmark that ends them.
 	initialEnd bool
-	revision   int64
 }
+
+// changesAtOnce is how many events are taken from the table at a time.
+const changesAtOnce = 16
 
 // Follow starts a watch with upstream's meaning of resourceVersion and sendInitialEvents. Where the wanted revision is
 // no longer in the window it fails with 410 Expired.
@@ -65,21 +72,20 @@ func (k *Kind) Follow(sel Selection, opts storage.ListOptions) (*Changes, error)
 	if from == 0 {
 		from = uint64(k.store.Revision())
 	}
-	w, err := k.Table.Watch(sel.Prefix, int64(from))
-	if err != nil {
+	c := &Changes{sel: sel, revision: int64(from)}
+	if err := k.Table.Start(&c.watch, sel.Prefix, int64(from)); err != nil {
 		return nil, expired(err, int64(from))
 	}
-	return &Changes{sel: sel, watch: w, revision: int64(from)}, nil
+	return c, nil
 }
 
 // followFromState begins with what the selection holds now.
 func (k *Kind) followFromState(sel Selection, end bool) (*Changes, error) {
 	snap := k.Table.Snapshot()
-	w, err := k.Table.Watch(sel.Prefix, snap.Revision())
-	if err != nil {
+	c := &Changes{sel: sel, revision: snap.Revision(), initialEnd: end}
+	if err := k.Table.Start(&c.watch, sel.Prefix, snap.Revision()); err != nil {
 		return nil, expired(err, snap.Revision())
 	}
-	c := &Changes{sel: sel, watch: w, revision: snap.Revision(), initialEnd: end}
 	add := func(rec *store.Record) bool {
 		if sel.Matches(rec) {
 			c.initial = append(c.initial, Change{Type: watch.Added, Record: rec, Revision: rec.Revision})
@@ -114,28 +120,45 @@ func (c *Changes) Initial() (changes []Change, endsWithBookmark bool) {
 // Ready is signalled when Next may have something to give.
 func (c *Changes) Ready() <-chan struct{} { return c.watch.Ready() }
 
-// OnReady has fn called whenever Next may have something to give: see store.Watch.
-func (c *Changes) OnReady(fn func()) { c.watch.OnReady(fn) }
+// OnReady has the waker told whenever Next may have something to give: see store.Watch.
+func (c *Changes) OnReady(waker store.Waker) { c.watch.OnReady(waker) }
+
+// Pending reports whether Next may have something to give, an error included. It costs next to nothing and takes no lock.
+func (c *Changes) Pending() bool { return len(c.taken) > 0 || c.watch.Pending() }
 
 // Next gives the next change, without waiting; false when there is none now, 410 Expired when the reader fell out of the window.
-func (c *Changes) Next() (Change, bool, error) {
+func (c *Changes) Next() (Change, bool, error) { return c.next(changesAtOnce) }
+
+// next is Next, and takes so many events from the table.
+func (c *Changes) next(atOnce int) (Change, bool, error) {
 	for {
-		events, err := c.watch.TryTake(1)
-		if err != nil {
-			return Change{}, false, expired(err, c.revision)
+		if len(c.taken) == 0 {
+			var err error
+			if c.taken, err = c.watch.TryTake(atOnce); err != nil {
+				return Change{}, false, expired(err, c.revision)
+			}
+			if len(c.taken) == 0 {
+				return Change{}, false, nil
+			}
 		}
-		if len(events) == 0 {
-			return Change{}, false, nil
+		e := &c.taken[0]
+		if c.taken = c.taken[1:]; len(c.taken) == 0 {
+			c.taken = nil // keeps nothing alive
 		}
-		c.revision = events[0].Revision
-		if change, ok := c.sel.change(&events[0]); ok {
+		c.revision = e.Revision
+		if change, ok := c.sel.change(e); ok {
 			return change, true, nil
 		}
 	}
 }
 
 // Revision is the revision up to which the reader has been told everything.
-func (c *Changes) Revision() int64 { return max(c.revision, c.watch.Progress()) }
+func (c *Changes) Revision() int64 {
+	if len(c.taken) > 0 {
+		return c.revision
+	}
+	return max(c.revision, c.watch.Progress())
+}
 
 // Stop ends the watch.
 func (c *Changes) Stop() { c.watch.Stop() }

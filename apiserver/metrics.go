@@ -269,11 +269,12 @@ func (m *measured) Write(data []byte) (int, error) {
 	return n, err
 }
 
-// countEvents counts what a watch that is measured sends.
-func countEvents(w http.ResponseWriter, n int) {
-	if m, ok := w.(*measured); ok && m.series != nil && m.series.events != nil {
-		m.series.events.Add(float64(n))
+// eventCounter counts what a watch sends; nil where it is not measured.
+func eventCounter(w http.ResponseWriter) metrics.CounterMetric {
+	if m, ok := w.(*measured); ok && m.series != nil {
+		return m.series.events
 	}
+	return nil
 }
 
 // done counts the request.

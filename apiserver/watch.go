@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/component-base/metrics"
 
 	"knarr/api"
 	"knarr/apiserver/h2"
@@ -26,10 +27,11 @@ const watchBufferBytes = 64 << 10
 
 // watcher writes one watch.
 type watcher struct {
+	changes *api.Changes
+	events  metrics.CounterMetric // nil: nobody counts
 	*read
 	w       http.ResponseWriter
 	control *http.ResponseController
-	changes *api.Changes
 	buffer  []byte
 	told    int64 // revision of the newest bookmark
 }
@@ -42,7 +44,7 @@ func (rd *read) watch(w http.ResponseWriter, req *http.Request) error {
 	ctx, cancel := context.WithTimeout(req.Context(), watchTimeout(params))
 	defer cancel()
 	changes, err := rd.kind.Follow(sel, opts)
-	wt := &watcher{read: rd, w: w, control: http.NewResponseController(w), changes: changes}
+	wt := &watcher{read: rd, w: w, control: http.NewResponseController(w), changes: changes, events: eventCounter(w)}
 	if err != nil {
 		var status apierrors.APIStatus
 		if !errors.As(err, &status) || status.Status().Code != http.StatusGone {
@@ -54,9 +56,16 @@ func (rd *read) watch(w http.ResponseWriter, req *http.Request) error {
 		return nil
 	}
 	defer changes.Stop()
+	changes.Share(encoding{rd.kind.Stored, rd.format.streamType()})
 	wt.begin()
 	wt.run(ctx, opts.Predicate.AllowWatchBookmarks)
 	return nil
+}
+
+// encoding is all that decides how a change is written.
+type encoding struct {
+	kind schema.GroupVersionKind
+	form string
 }
 
 // watchTimeout is the client's wish, or thirty to sixty minutes so that watches do not all end at once.
@@ -108,10 +117,10 @@ func (wt *watcher) run(ctx context.Context, bookmarks bool) {
 // initial sends the initial state, if that was asked for.
 func (wt *watcher) initial() bool {
 	changes, end := wt.changes.Initial()
-	countEvents(wt.w, len(changes))
+	wt.count(len(changes))
 	var err error
 	for _, c := range changes {
-		if wt.buffer, err = wt.appendChange(wt.buffer, c); err != nil {
+		if wt.buffer, err = wt.AppendChange(wt.buffer, c); err != nil {
 			wt.buffer = wt.appendFailure(wt.buffer, err)
 			wt.flush()
 			return false
@@ -142,25 +151,29 @@ func (wt *watcher) pass() bool {
 // appendChanges appends what there is, and stops soon after limit bytes; more says that it stopped there, over that the watch has failed, as
 // the last event says.
 func (wt *watcher) appendChanges(out []byte, limit int) (_ []byte, more, over bool) {
-	n := 0
-	defer func() { countEvents(wt.w, n) }()
+	n, ok := 0, true
+	var err error
 	for begin := len(out); len(out)-begin < limit; n++ {
-		c, ok, err := wt.changes.Next()
-		if err == nil && !ok {
-			return out, false, false
-		}
-		if err == nil {
-			out, err = wt.appendChange(out, c)
-		}
-		if err != nil {
-			return wt.appendFailure(out, err), false, true
+		if out, ok, err = wt.changes.AppendNext(out, wt); !ok || err != nil {
+			break
 		}
 	}
-	return out, true, false
+	wt.count(n)
+	if err != nil {
+		return wt.appendFailure(out, err), false, true
+	}
+	return out, ok, false
 }
 
-// appendChange appends an event around the shared bytes of a change's object; an object that left the selection shows the revision of its leaving.
-func (wt *watcher) appendChange(out []byte, c api.Change) ([]byte, error) {
+func (wt *watcher) count(n int) {
+	if n > 0 && wt.events != nil {
+		wt.events.Add(float64(n))
+	}
+}
+
+// AppendChange implements api.Encoder: an event around the shared bytes of a change's object; an object that left the selection shows the revision
+// of its leaving.
+func (wt *watcher) AppendChange(out []byte, c api.Change) ([]byte, error) {
 	data, err := wt.encoded(c)
 	if err != nil {
 		return out, apierrors.NewInternalError(err)
@@ -242,7 +255,7 @@ func (wt *watcher) appendFailure(out []byte, err error) []byte {
 
 // feed is a watch over HTTP/2: the connection asks it when it writes, and its goroutine wakes for the bookmarks and the end only.
 type feed struct {
-	*watcher
+	watcher
 	due   atomic.Bool   // a bookmark
 	ended chan struct{} // closed when the watch has failed
 	over  bool          // the same, for Next
@@ -268,14 +281,14 @@ func feederOf(w http.ResponseWriter) (_ h2.Feeder, stall time.Duration) {
 // feed delivers changes until the client or the time is gone, or the reader has fallen out of the window.
 func (wt *watcher) feed(ctx context.Context, feeder h2.Feeder, stall time.Duration, tick <-chan time.Time) {
 	wt.buffer = nil
-	f := &feed{watcher: wt, ended: make(chan struct{})}
-	wake, err := feeder.StartFeed(f, stall)
+	f := &feed{watcher: *wt, ended: make(chan struct{})}
+	waker, err := feeder.StartFeed(f, stall)
 	if err != nil {
 		return
 	}
 	defer func() { _ = feeder.StopFeed() }() // else the client went away
-	wt.changes.OnReady(wake)
-	wake() // for what came before
+	wt.changes.OnReady(waker)
+	waker.Wake() // for what came before
 	for {
 		select {
 		case <-ctx.Done():
@@ -284,10 +297,13 @@ func (wt *watcher) feed(ctx context.Context, feeder h2.Feeder, stall time.Durati
 			return
 		case <-tick:
 			f.due.Store(true)
-			wake()
+			waker.Wake()
 		}
 	}
 }
+
+// Pending implements h2.Feed.
+func (f *feed) Pending() bool { return !f.over && (f.changes.Pending() || f.due.Load()) }
 
 // Next implements h2.Feed.
 func (f *feed) Next(out []byte, limit int) (data []byte, more bool) {

@@ -175,7 +175,7 @@ func (t *Table) replaceLocked(prev, next *Record, deleted bool) {
 func (t *Table) recordLocked(ev Event, now time.Time, wake []*watchGroup) []*watchGroup {
 	seq := t.window.append(ev, now)
 	t.groups.matching(ev.Record.Key, func(g *watchGroup) {
-		g.last = seq + 1
+		g.last.Store(seq + 1)
 		if !g.waking {
 			g.waking = true
 			wake = append(wake, g)

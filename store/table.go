@@ -90,7 +90,7 @@ func (t *Table) closeLocked(why error) {
 	t.ended = why
 	t.closed.Store(true)
 	t.pins = nil
-	t.groups.each((*watchGroup).wake)
+	t.groups.each((*watchGroup).end)
 }
 
 // AddIndex keeps, from now on, the table's records by the values that fn gives for each. fn must be pure and quick: it is called with

@@ -3,8 +3,10 @@ package store
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // maxScan bounds the events that one poll of a watch looks at while it holds the store's lock shared.
@@ -13,16 +15,24 @@ const maxScan = 4096
 // Watch reads a table's events after a revision. Its methods are for one goroutine at a time, except Stop, which anybody may call. It costs
 // nothing while it is not read. Stop it in the end: its place in the table is kept until then.
 type Watch struct {
-	table   *Table
 	group   *watchGroup
-	from    int64
 	cursor  uint64 // number of the next event to look at
 	seen    int64  // revision up to which matching events were handed out
+	table   *Table
+	from    int64
+	over    atomic.Bool
+	ahead   bool // from lay in the future
 	stopped chan struct{}
 	once    sync.Once
 
-	ready func() // guarded by group.mu; nil: nobody is to be called
-	slot  int    // guarded by group.mu: index in group.called
+	waker Waker // guarded by group.mu; nil: nobody is to be told
+}
+
+// Waker is told that watches have something to read. It is compared with ==: one that is given to several watches of a prefix is told once for
+// all of them.
+type Waker interface {
+	// Wake runs on the goroutine that publishes, perhaps while locks of the store are held: it must be quick and must not call the store.
+	Wake()
 }
 
 // closedChannel is what Ready returns when there is something to read.
@@ -31,34 +41,40 @@ var closedChannel = func() chan struct{} { ch := make(chan struct{}); close(ch);
 // Watch starts reading the events of keys with the prefix (empty: all) and a revision above from. from may lie in the future. A
 // revision older than the window is a *GoneError.
 func (t *Table) Watch(prefix string, from int64) (*Watch, error) {
+	w := &Watch{}
+	if err := t.Start(w, prefix, from); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// Start is Watch for a zero Watch of the caller's, which must stay where it is: what is read for each of many watches lies together then.
+func (t *Table) Start(w *Watch, prefix string, from int64) error {
 	if prefix == "" {
 		prefix = t.prefix
 	}
 	if !strings.HasPrefix(prefix, t.prefix) {
-		return nil, fmt.Errorf("store: watch prefix %q does not lie under %s", prefix, t.prefix)
+		return fmt.Errorf("store: watch prefix %q does not lie under %s", prefix, t.prefix)
 	}
 	s := t.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t.ended != nil {
-		return nil, t.ended
+		return t.ended
 	}
 	if from < t.window.base {
-		return nil, &GoneError{Requested: from, Oldest: t.window.base}
+		return &GoneError{Requested: from, Oldest: t.window.base}
 	}
-	return &Watch{
-		table:   t,
-		group:   t.groups.join(prefix, t.window.next),
-		from:    from,
-		cursor:  t.window.after(from),
-		seen:    from,
-		stopped: make(chan struct{}),
-	}, nil
+	w.table, w.group = t, t.groups.join(prefix, t.window.next)
+	w.from, w.seen, w.cursor, w.ahead = from, from, t.window.after(from), from > s.revision.Load()
+	w.stopped = make(chan struct{})
+	return nil
 }
 
 // Stop ends the watch: a blocked or later Next returns ErrStopped.
 func (w *Watch) Stop() {
 	w.once.Do(func() {
+		w.over.Store(true)
 		close(w.stopped)
 		w.group.forget(w)
 		s := w.table.store
@@ -112,11 +128,30 @@ func (w *Watch) Ready() <-chan struct{} {
 	return wait
 }
 
-// OnReady has fn called after each event that the watch sees, and when its table closes, until Stop: what is called has no goroutine of
-// its own that waits for Ready. fn runs on the goroutine that publishes, perhaps while locks of the store are held: it must be quick and
-// must not call the store. It is called too for what was read meanwhile, and not for what was there before: look for that afterwards.
-// To be called once, before Stop.
-func (w *Watch) OnReady(fn func()) { w.group.remember(w, fn) }
+// OnReady has the waker told after each event that the watch sees, and when its table closes, until Stop: who is told has no goroutine of its
+// own that waits for Ready. It is told too of what was read meanwhile, and not of what was there before: look for that
+// afterwards. To be called once, before Stop.
+func (w *Watch) OnReady(waker Waker) { w.group.remember(w, waker) }
+
+// Pending reports whether TryNext may have something to return, an error included. It costs next to nothing and takes no lock.
+func (w *Watch) Pending() bool { return w.cursor < w.group.last.Load() }
+
+// Position tells how far the watch has read, as the number of the event that it looks at next: watches of one table and prefix that are at one
+// position will be given the same events.
+func (w *Watch) Position() uint64 { return w.cursor }
+
+// Skip does as if the watch had been given all events up to a position, that with the revision as the last of them: for who has them already
+// because another watch of the same prefix, at the same position, was given them. Only for watches that Shared gave something.
+func (w *Watch) Skip(position uint64, revision int64) { w.cursor, w.seen = position, revision }
+
+// Shared returns what make made for the first watch of the same table and prefix that asked with the key, which must be comparable. It is
+// forgotten when none of these watches is left. Nil for a watch that began in the future, which is not given what others at its position are.
+func (w *Watch) Shared(key any, make func() any) any {
+	if w.ahead {
+		return nil
+	}
+	return w.group.sharedBy(key, make)
+}
 
 // Progress returns the revision up to which every event was handed out: the store's newest when the watch has read everything. It is
 // what a bookmark may say.
@@ -124,7 +159,7 @@ func (w *Watch) Progress() int64 {
 	t := w.table
 	t.store.mu.RLock()
 	defer t.store.mu.RUnlock()
-	if w.cursor >= w.group.last && w.cursor >= w.group.evicted {
+	if w.cursor >= w.group.last.Load() && w.cursor >= w.group.evicted {
 		return max(w.from, t.store.revision.Load())
 	}
 	if w.cursor >= t.window.head && w.cursor < t.window.next {
@@ -137,10 +172,8 @@ func (w *Watch) Progress() int64 {
 // poll looks for at most n events. With nothing to read it returns a channel: the one to wait on, if that is wanted. All three results are
 // zero when it has to be called again, or n is 0 and there is something.
 func (w *Watch) poll(n int, waits bool) (events []Event, wait <-chan struct{}, err error) {
-	select {
-	case <-w.stopped:
+	if w.over.Load() {
 		return nil, nil, ErrStopped
-	default:
 	}
 	t := w.table
 	t.store.mu.RLock()
@@ -164,7 +197,7 @@ func (w *Watch) pollLocked(n int, waits bool) ([]Event, <-chan struct{}, error) 
 		return nil, nil, &GoneError{Requested: w.seen, Oldest: win.base}
 	}
 	w.cursor = max(w.cursor, win.head)
-	if w.cursor >= g.last {
+	if w.cursor >= g.last.Load() {
 		if !waits {
 			return nil, closedChannel, nil
 		}
@@ -221,14 +254,24 @@ func (w *Watch) matches(ev *Event) bool {
 type watchGroup struct {
 	prefix  string
 	members int
-	last    uint64 // number after the last event that matches: a cursor here or later has nothing to read
+	// last is the number after the last event that matches: a cursor here or later has nothing to read. Beyond all numbers when the table has
+	// closed. Read without a lock, too.
+	last    atomic.Uint64
 	evicted uint64 // number after the last matching event that was dropped: a cursor before it has lost something
 
 	waking bool // is to be woken by the Publish under way
 
 	mu     sync.Mutex
-	ch     chan struct{} // closed at the next matching event; nil: nobody waits
-	called []*Watch      // those with a function to call, in no order
+	ch     chan struct{}  // closed at the next matching event; nil: nobody waits
+	wakers []countedWaker // in no order
+	slots  map[Waker]int  // index of each in wakers
+	shared map[any]any
+}
+
+// countedWaker is who is to be told for so many watches.
+type countedWaker struct {
+	Waker
+	watches int
 }
 
 // waiter returns the channel that the next matching event closes. Called with Store.mu held at least shared, so no event gets lost in
@@ -250,30 +293,65 @@ func (g *watchGroup) wake() {
 		close(g.ch)
 		g.ch = nil
 	}
-	for _, w := range g.called {
-		w.ready()
+	for i := range g.wakers {
+		g.wakers[i].Wake()
 	}
 }
 
-func (g *watchGroup) remember(w *Watch, fn func()) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	w.ready, w.slot = fn, len(g.called)
-	g.called = append(g.called, w)
+// end wakes all members for the last time.
+func (g *watchGroup) end() {
+	g.last.Store(math.MaxUint64)
+	g.wake()
 }
 
-// forget ends the calls of a member. None is under way after it.
+func (g *watchGroup) remember(w *Watch, waker Waker) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	w.waker = waker
+	slot, known := g.slots[waker]
+	if !known {
+		if g.slots == nil {
+			g.slots = map[Waker]int{}
+		}
+		slot = len(g.wakers)
+		g.slots[waker] = slot
+		g.wakers = append(g.wakers, countedWaker{Waker: waker})
+	}
+	g.wakers[slot].watches++
+}
+
+// forget ends the calls for a member. Where it was the waker's last, none is under way after it.
 func (g *watchGroup) forget(w *Watch) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if w.ready == nil {
+	if w.waker == nil {
 		return
 	}
-	last := len(g.called) - 1
-	g.called[w.slot] = g.called[last]
-	g.called[w.slot].slot = w.slot
-	g.called[last] = nil
-	g.called, w.ready = g.called[:last], nil
+	slot := g.slots[w.waker]
+	if g.wakers[slot].watches--; g.wakers[slot].watches == 0 {
+		last := len(g.wakers) - 1
+		g.wakers[slot] = g.wakers[last]
+		g.slots[g.wakers[slot].Waker] = slot
+		delete(g.slots, w.waker)
+		g.wakers[last] = countedWaker{}
+		g.wakers = g.wakers[:last]
+	}
+	w.waker = nil
+}
+
+// sharedBy finds what the group's watches share under a key.
+func (g *watchGroup) sharedBy(key any, make func() any) any {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if v, ok := g.shared[key]; ok {
+		return v
+	}
+	if g.shared == nil {
+		g.shared = map[any]any{}
+	}
+	v := make()
+	g.shared[key] = v
+	return v
 }
 
 // fewGroups is the number of groups up to which trying each prefix is cheaper than looking up the parts of a key.
@@ -291,7 +369,8 @@ func (gs *groupSet) join(prefix string, next uint64) *watchGroup {
 	g := gs.byPrefix[prefix]
 	if g == nil {
 		// What matched before is unknown; the first poll finds out.
-		g = &watchGroup{prefix: prefix, last: next}
+		g = &watchGroup{prefix: prefix}
+		g.last.Store(next)
 		gs.byPrefix[prefix] = g
 		if gs.isOdd(prefix) {
 			gs.odd++

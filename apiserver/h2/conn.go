@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -45,6 +46,8 @@ type conn struct {
 	window   inWindow  // for bodies
 	failed   bool      // a connection error was answered
 
+	woken atomic.Bool // some feed may have something that no feed was asked for yet
+
 	mu   sync.Mutex
 	room sync.Cond // L is mu; signalled when something may be sent again, or never again
 	due  sync.Cond // L is mu; signalled when a feed has something, or there is none any more
@@ -55,8 +58,8 @@ type conn struct {
 	turns     []chan struct{} // of bodies that wait for their turn to write: closed when it comes
 	err       error           // why nothing can be written any more
 	streams   map[uint32]*stream
-	ready     []*stream // whose feeds are to be asked
-	feeds     int       // streams with a feed
+	fed       []*stream // those with a feed
+	turn      int       // index in fed of the one that was asked last
 	feeding   bool      // writeFeeds runs
 	hungry    bool      // some feed's stream waits for the connection's window
 	queue     []*stream // whose handlers wait for a place

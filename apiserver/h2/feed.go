@@ -2,6 +2,7 @@ package h2
 
 import (
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -12,6 +13,9 @@ const pieceBytes = 16 << 10
 // time, as watches do. Whoever writes to the connection asks all its feeds that have something, so what they have leaves in one TLS record
 // and one system call, and no goroutine is woken for each. What a client does not take in is not made.
 type Feed interface {
+	// Pending reports whether Next may have something. It must be quick and take no lock: it is called while the connection's is held. Calls do not
+	// overlap with each other's, nor with Next's.
+	Pending() bool
 	// Next appends to out what there is to send, at least one byte where there is any, and stops soon after limit bytes; more says that it
 	// stopped there. It must not wait. Calls follow one another, from changing goroutines that hold no lock of the connection.
 	Next(out []byte, limit int) (data []byte, more bool)
@@ -19,26 +23,28 @@ type Feed interface {
 
 // Feeder is what the response writers of this package implement besides http.ResponseWriter.
 type Feeder interface {
-	// StartFeed hands the body over to f. Until StopFeed nobody may write. wake says that f may have something to send: anybody may call it, at
-	// any time, the first time too; it does not wait. A client that takes in nothing for stall, while there is something for
-	// it, has its stream reset; zero: never.
-	StartFeed(f Feed, stall time.Duration) (wake func(), err error)
+	// StartFeed hands the body over to f. Until StopFeed nobody may write. Wake of the waker says that f may have something to send: anybody may
+	// call it, at any time, the first time too; it does not wait. All feeds of a connection have the same waker: one call is enough for all of
+	// them. A client that takes in nothing for stall, while there is something for it, has its stream reset; zero: never.
+	StartFeed(f Feed, stall time.Duration) (waker Waker, err error)
 	// StopFeed takes the body back: f is not asked any more when it returns, and what f has given is on its way.
 	StopFeed() error
 }
 
+// Waker has what feeds have written. It may be compared and be a key of maps.
+type Waker interface{ Wake() }
+
 // feeding is the state of a stream with a feed. Guarded by conn.mu.
 type feeding struct {
-	feed    Feed          // nil: the handler writes
-	stall   time.Duration // how long the client may take in nothing
-	rest    []byte        // of what the feed gave: what the client's windows had no room for
-	queued  bool          // in conn.ready
 	starved bool          // has a rest and waits for the client to open a window
 	asking  bool          // Next is running
+	feed    Feed          // nil: the handler writes
+	rest    []byte        // of what the feed gave: what the client's windows had no room for
+	stall   time.Duration // how long the client may take in nothing
 }
 
 // StartFeed implements Feeder.
-func (w *writer) StartFeed(f Feed, stall time.Duration) (wake func(), err error) {
+func (w *writer) StartFeed(f Feed, stall time.Duration) (Waker, error) {
 	if w.ended || w.isHead {
 		return nil, errors.New("h2: this answer has no body to feed")
 	}
@@ -49,8 +55,8 @@ func (w *writer) StartFeed(f Feed, stall time.Duration) (wake func(), err error)
 	st.conn.mu.Lock()
 	defer st.conn.mu.Unlock()
 	st.feeding = feeding{feed: f, stall: stall}
-	st.conn.fedLocked()
-	return st.wake, nil
+	st.conn.fedLocked(st)
+	return st.conn, nil
 }
 
 // StopFeed implements Feeder.
@@ -58,7 +64,9 @@ func (w *writer) StopFeed() error {
 	st, c := w.stream, w.stream.conn
 	c.mu.Lock()
 	st.feed = nil
-	if c.feeds--; c.feeds == 0 {
+	i := slices.Index(c.fed, st)
+	c.fed = slices.Delete(c.fed, i, i+1)
+	if len(c.fed) == 0 {
 		c.due.Signal()
 	}
 	for st.asking {
@@ -75,10 +83,10 @@ func (w *writer) StopFeed() error {
 	return c.send(st, nil, rest, false, true)
 }
 
-// fedLocked counts one more feed and has a goroutine for the writing of the first: one that stays, as a new one for each write would have to
+// fedLocked adds a feed and has a goroutine for the writing of the first: one that stays, as a new one for each write would have to
 // grow its stack each time.
-func (c *conn) fedLocked() {
-	c.feeds++
+func (c *conn) fedLocked(st *stream) {
+	c.fed = append(c.fed, st)
 	if !c.feeding {
 		c.feeding = true
 		go c.writeFeeds()
@@ -89,7 +97,7 @@ func (c *conn) fedLocked() {
 func (c *conn) writeFeeds() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.feeds > 0 && c.err == nil {
+	for len(c.fed) > 0 && c.err == nil {
 		if c.writing || !c.hasFeedsLocked() {
 			c.due.Wait()
 			continue
@@ -100,22 +108,16 @@ func (c *conn) writeFeeds() {
 	c.feeding = false
 }
 
-// wake notes that the stream's feed may have something, and has it written.
-func (st *stream) wake() {
-	c := st.conn
+// Wake implements Waker. Who finds that others have called meanwhile leaves it to them: whoever writes looks at all feeds after it has taken
+// notice of a call.
+func (c *conn) Wake() {
+	if c.woken.Load() || c.woken.Swap(true) {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	st.offerLocked()
 	if !c.writing && c.hasFeedsLocked() {
 		c.due.Signal()
-	}
-}
-
-// offerLocked puts the stream among those whose feeds are asked.
-func (st *stream) offerLocked() {
-	if st.feed != nil && st.err == nil && !st.queued && !st.starved {
-		st.queued = true
-		st.conn.ready = append(st.conn.ready, st)
 	}
 }
 
@@ -123,7 +125,7 @@ func (st *stream) offerLocked() {
 func (st *stream) openedLocked() {
 	if st.starved && st.credit > 0 && st.conn.credit > 0 {
 		st.starved = false
-		st.offerLocked()
+		st.conn.woken.Store(true)
 	}
 }
 
@@ -138,20 +140,23 @@ func (c *conn) openedLocked() {
 	}
 }
 
-// hasFeedsLocked reports whether some feed is to be asked.
-func (c *conn) hasFeedsLocked() bool { return len(c.ready) > 0 && c.err == nil }
+// hasFeedsLocked reports whether feeds are to be asked.
+func (c *conn) hasFeedsLocked() bool { return c.woken.Load() && len(c.fed) > 0 && c.err == nil }
 
 // gatherLocked asks feeds until a batch is full or nothing is left. Only the goroutine that writes may call it; it
 // lets go of the lock meanwhile. scratch is for what a feed gives; it is returned, grown perhaps, for the next time.
 func (c *conn) gatherLocked(scratch []byte) []byte {
 	for c.hasFeedsLocked() && len(c.out) < batchBytes {
-		st := c.ready[0]
-		n := copy(c.ready, c.ready[1:])
-		c.ready[n] = nil
-		c.ready = c.ready[:n]
-		st.queued = false
-		if st.feed != nil && st.err == nil {
-			scratch = c.askLocked(st, scratch)
+		c.woken.Store(false)
+		for n := len(c.fed); n > 0 && len(c.fed) > 0; n-- {
+			if len(c.out) >= batchBytes {
+				c.woken.Store(true) // not all were asked
+				break
+			}
+			c.turn = (c.turn + 1) % len(c.fed)
+			if st := c.fed[c.turn]; !st.starved && st.err == nil && (len(st.rest) > 0 || st.feed.Pending()) {
+				scratch = c.askLocked(st, scratch)
+			}
 		}
 	}
 	return scratch
@@ -182,7 +187,7 @@ func (c *conn) askLocked(st *stream, scratch []byte) []byte {
 		c.hungry = c.hungry || c.credit <= 0
 		st.stallLocked()
 	} else if len(left) > 0 || more {
-		st.offerLocked()
+		c.woken.Store(true)
 	}
 	return scratch
 }

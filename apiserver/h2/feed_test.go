@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,15 +21,24 @@ type lines struct {
 	text  []string // guarded by mu
 	ended bool     // guarded by mu: nothing follows
 	done  chan struct{}
+	some  atomic.Bool // there is text
 }
 
-func newLines(text ...string) *lines { return &lines{text: text, done: make(chan struct{})} }
+func newLines(text ...string) *lines {
+	l := &lines{text: text, done: make(chan struct{})}
+	l.some.Store(len(text) > 0)
+	return l
+}
 
 func (l *lines) add(line string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.text = append(l.text, line)
+	l.some.Store(true)
 }
+
+// Pending implements Feed.
+func (l *lines) Pending() bool { return l.some.Load() }
 
 // Next implements Feed.
 func (l *lines) Next(out []byte, limit int) ([]byte, bool) {
@@ -47,20 +57,21 @@ func (l *lines) Next(out []byte, limit int) ([]byte, bool) {
 		}
 		out = append(out, l.text[0]...)
 	}
+	l.some.Store(false)
 	return out, false
 }
 
 // pour serves a feed until it ends, or the client is gone.
 func pour(w http.ResponseWriter, r *http.Request, l *lines, stall time.Duration, started func(wake func())) error {
 	feeder := w.(Feeder)
-	wake, err := feeder.StartFeed(l, stall)
+	waker, err := feeder.StartFeed(l, stall)
 	if err != nil {
 		return err
 	}
 	if started != nil {
-		started(wake)
+		started(waker.Wake)
 	}
-	wake()
+	waker.Wake()
 	select {
 	case <-l.done:
 	case <-r.Context().Done():

@@ -18,6 +18,15 @@ import (
 type stream struct {
 	conn *conn
 	id   uint32
+
+	// Guarded by conn.mu.
+	endedSending bool
+	credit       int64 // bytes of the answer's body that the client takes
+	err          error // why nothing can be sent any more
+	feeding
+	writeBy time.Time
+	readBy  time.Time
+
 	ctx  context.Context
 	stop context.CancelFunc
 
@@ -32,14 +41,6 @@ type stream struct {
 	body    *body // nil: the request has none
 	window  inWindow
 	aborted atomic.Bool
-
-	// Guarded by conn.mu.
-	credit       int64 // bytes of the answer's body that the client takes
-	err          error // why nothing can be sent any more
-	readBy       time.Time
-	writeBy      time.Time
-	endedSending bool
-	feeding
 }
 
 func newStream(c *conn, id uint32) *stream {

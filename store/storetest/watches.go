@@ -231,14 +231,24 @@ func testWatchReady(t *testing.T, f Factory) {
 	testWatchCalls(t, e)
 }
 
-// testWatchCalls holds that OnReady's functions are called once for each change that their watch sees, until it stops or the store closes.
+// calls count how often a waker is told.
+type calls struct{ atomic.Int64 }
+
+// Wake implements store.Waker.
+func (c *calls) Wake() { c.Add(1) }
+
+// testWatchCalls holds that wakers are told once for each change that their watches see, until these stop or the store closes.
 func testWatchCalls(t *testing.T, e *env) {
-	calls := make([]atomic.Int64, 4)
+	calls := make([]calls, 5)
 	var watches []*store.Watch
 	for i, prefix := range []string{"", Pods + "default/", Pods + "default/", Pods + "other/"} {
 		w := e.watch(e.pods, prefix, e.s.Revision())
-		w.OnReady(func() { calls[i].Add(1) })
+		w.OnReady(&calls[i])
 		watches = append(watches, w)
+	}
+	shared := []*store.Watch{e.watch(e.pods, Pods+"default/", e.s.Revision()), e.watch(e.pods, Pods+"default/", e.s.Revision())}
+	for _, w := range shared {
+		w.OnReady(&calls[4])
 	}
 	expect := func(what string, want ...int64) {
 		t.Helper()
@@ -247,10 +257,12 @@ func testWatchCalls(t *testing.T, e *env) {
 		}
 	}
 	e.put(e.pods, "called", "1")
-	expect("after a change", 1, 1, 1, 0)
+	expect("after a change", 1, 1, 1, 0, 1)
 	watches[1].Stop()
+	shared[0].Stop()
 	e.put(e.pods, "called", "2")
-	expect("after another stopped", 2, 1, 2, 0)
+	expect("after others stopped", 2, 1, 2, 0, 2)
+	shared[1].Stop()
 	for i, want := range []string{"12", "", "12", ""} {
 		got := ""
 		for evs, err := watches[i].TryTake(1); len(evs) > 0; evs, err = watches[i].TryTake(1) {
@@ -261,7 +273,7 @@ func testWatchCalls(t *testing.T, e *env) {
 		equal(t, fmt.Sprint("contents of watch ", i), got, want)
 	}
 	must(t, e.s.Close())
-	expect("after the close", 3, 1, 3, 1)
+	expect("after the close", 3, 1, 3, 1, 2)
 }
 
 func testWatchProgress(t *testing.T, f Factory) {
