@@ -46,7 +46,7 @@ func Apply(obj runtime.Object, kind types.PatchType, patch []byte, shared ...str
 	case types.StrategicMergePatchType:
 		ok = p.strategicMerge(tree, fresh.Interface().(runtime.Object))
 	case types.MergePatchType:
-		ok = p.merge(patch, fresh.Interface())
+		ok = p.merge(tree, patch, fresh)
 	}
 	if !ok {
 		return nil, false
@@ -154,6 +154,9 @@ func (p *part) fieldName(key string) (string, bool) {
 	return key, !strings.HasPrefix(key, "$")
 }
 
+// stringMap is the type of labels, and of what a ConfigMap holds.
+var stringMap = reflect.TypeFor[map[string]string]()
+
 // add puts a field's tree into the original.
 func (p *part) add(into map[string]any, name string, f field, index []int) bool {
 	if _, twice := into[name]; twice {
@@ -166,6 +169,14 @@ func (p *part) add(into map[string]any, name string, f field, index []int) bool 
 		return true
 	case v.Kind() == reflect.String:
 		into[name] = v.String()
+		return true
+	case v.Type() == stringMap && !v.IsNil():
+		texts := v.Interface().(map[string]string)
+		tree := make(map[string]any, len(texts)+1)
+		for key, text := range texts {
+			tree[key] = text
+		}
+		into[name] = tree
 		return true
 	}
 	// Upstream's converter takes structs only: the field goes in one of its own.
@@ -191,7 +202,14 @@ func (p *part) strategicMerge(patch map[string]any, out runtime.Object) bool {
 	return runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(merged, out, true) == nil
 }
 
-func (p *part) merge(patch []byte, out any) bool {
+// merge applies a JSON merge patch, given as tree and as text, to the touched fields and reads them into a zero object.
+func (p *part) merge(tree map[string]any, patch []byte, fresh reflect.Value) bool {
+	if isText(p.original) {
+		if merged, ok := mergeTrees(p.original, tree); ok && fill(fresh.Elem(), merged) {
+			return true
+		}
+		fresh.Elem().SetZero()
+	}
 	original, err := json.Marshal(p.original)
 	if err != nil {
 		return false
@@ -200,7 +218,7 @@ func (p *part) merge(patch []byte, out any) bool {
 	if err != nil {
 		return false
 	}
-	strict, err := kjson.UnmarshalStrict(merged, out)
+	strict, err := kjson.UnmarshalStrict(merged, fresh.Interface())
 	return err == nil && len(strict) == 0
 }
 
