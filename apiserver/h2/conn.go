@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net/http"
@@ -115,6 +116,9 @@ func (c *conn) serve() {
 		if c.socket == nil {
 			c.beforeRead()
 		}
+		if c.takeWindows() {
+			continue
+		}
 		f, err := c.framer.ReadFrame()
 		if err == nil {
 			err = c.process(f)
@@ -124,6 +128,52 @@ func (c *conn) serve() {
 			return
 		}
 	}
+}
+
+// windowUpdate is the size of a WINDOW_UPDATE frame: RFC 9113, section 6.9.
+const windowUpdate = frameHeader + 4
+
+// takeWindows takes the WINDOW_UPDATE frames that come next, as far as they are sound and have come whole, all at once; false when there are
+// none: whatever else comes is for the framer.
+func (c *conn) takeWindows() bool {
+	if _, err := c.in.Peek(frameHeader); err != nil {
+		return false // which the framer will find again
+	}
+	b, _ := c.in.Peek(c.in.Buffered())
+	n := 0
+	c.mu.Lock()
+	for ; len(b)-n >= windowUpdate; n += windowUpdate {
+		f := b[n : n+windowUpdate]
+		if binary.BigEndian.Uint32(f) != 4<<8|uint32(http2.FrameWindowUpdate) || !c.openLocked(binary.BigEndian.Uint32(f[5:])&maxWindow, binary.BigEndian.Uint32(f[9:])&maxWindow) {
+			break
+		}
+	}
+	if n > 0 {
+		c.room.Broadcast()
+	}
+	c.mu.Unlock()
+	_, _ = c.in.Discard(n)
+	return n > 0
+}
+
+// openLocked opens a window, of a stream or of the connection (0), by so much; false, and nothing is done, where that is against the rules or the
+// stream is gone.
+func (c *conn) openLocked(id, more uint32) bool {
+	if id == 0 {
+		if more == 0 || c.credit+int64(more) > maxWindow {
+			return false
+		}
+		c.credit += int64(more)
+		c.openedLocked()
+		return true
+	}
+	st := c.streams[id]
+	if st == nil || more == 0 || st.credit+int64(more) > maxWindow {
+		return false
+	}
+	st.credit += int64(more)
+	st.openedLocked()
+	return true
 }
 
 // linger lets the client read why the connection ends: closing it while input is unread would take that away.
@@ -322,24 +372,16 @@ func (c *conn) checkPendingLocked() error {
 func (c *conn) processWindow(f *http2.WindowUpdateFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if f.StreamID == 0 {
-		if c.credit += int64(f.Increment); c.credit > maxWindow {
-			return http2.ConnectionError(http2.ErrCodeFlowControl)
-		}
-		c.openedLocked()
+	switch {
+	case c.openLocked(f.StreamID, f.Increment):
 		c.room.Broadcast()
 		return nil
-	}
-	st := c.streams[f.StreamID]
-	if st == nil {
+	case f.StreamID == 0:
+		return http2.ConnectionError(http2.ErrCodeFlowControl)
+	case c.streams[f.StreamID] == nil:
 		return c.unlessIdle(f.StreamID)
 	}
-	if st.credit += int64(f.Increment); st.credit > maxWindow {
-		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
-	}
-	st.openedLocked()
-	c.room.Broadcast()
-	return nil
+	return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
 }
 
 // unlessIdle refuses frames of a stream that the client has not opened yet.

@@ -2,6 +2,7 @@ package h2
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -188,6 +189,43 @@ func TestFeedsKeepToWindows(t *testing.T) {
 	end, ok := p.next(t).(*http2.DataFrame)
 	require.True(t, ok && end.StreamEnded() && len(end.Data()) == 0)
 	require.NoError(t, <-results)
+}
+
+// TestWindowsAtOnce opens windows by frames that come several in a record, cut anywhere, and among others.
+func TestWindowsAtOnce(t *testing.T) {
+	l := newLines(strings.Repeat("x", 100))
+	s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _ = pour(w, r, l, time.Minute, nil) }), testOptions(), false)
+	p := dial(t, s, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
+	p.open(t, 1, true, p.get("/"))
+	p.expectStatus(t, 1, "200")
+	p.expectData(t, 1, "x")
+	var frames bytes.Buffer
+	f := http2.NewFramer(&frames, nil)
+	for _, more := range []uint32{1, 2, 3, 4} {
+		require.NoError(t, f.WriteWindowUpdate(1, more))
+		require.NoError(t, f.WriteWindowUpdate(0, more))
+		require.NoError(t, f.WritePing(false, [8]byte{byte(more)}))
+	}
+	for b := frames.Bytes(); len(b) > 0; {
+		n := min(len(b), 17)
+		_, err := p.conn.Write(b[:n])
+		require.NoError(t, err)
+		b = b[n:]
+	}
+	got, pings := 0, 0
+	for got < 10 || pings < 4 {
+		switch f := p.next(t).(type) {
+		case *http2.DataFrame:
+			got += len(f.Data())
+		case *http2.PingFrame:
+			pings++
+		}
+	}
+	require.Equal(t, 10, got)
+	p.expectQuiet(t)
+	p.AllowIllegalWrites = true
+	require.NoError(t, p.WriteWindowUpdate(1, 0))
+	p.expectReset(t, 1, http2.ErrCodeProtocol)
 }
 
 // TestStalledFeed resets the stream of a client that takes in nothing of it, and no other.

@@ -11,39 +11,37 @@ import (
 // batchBytes is how much of an answer gathers before it is written; a batch that others fill too gets larger.
 const batchBytes = 64 << 10
 
-// Buffers for what is written at once, of two sizes: a connection has some only while it writes, and a large one only where it needs it.
-var batches, largeBatches = sync.Pool{New: func() any { return new([]byte) }}, sync.Pool{New: func() any {
-	b := make([]byte, 0, largeBatch)
-	return &b
-}}
+// Buffers for what is written at once, of two sizes: a connection has some only while it writes, and a large one only where it needs it. The
+// pools hold arrays, as slices would have to be boxed each time.
+var batches, largeBatches = sync.Pool{New: func() any { return new([smallBatch]byte) }}, sync.Pool{New: func() any { return new([largeBatch]byte) }}
 
 const (
-	// smallBatch is up to where a batch grows by itself.
-	smallBatch = 16 << 10
+	// smallBatch has room for a record of TLS and what a feed goes beyond its piece.
+	smallBatch = 24 << 10
 	// largeBatch has room for all that handlers may add, and a frame more.
 	largeBatch = maxBodies + 2*frameBytes
 )
 
 // takeBatch gives an empty buffer.
-func takeBatch() []byte { return (*batches.Get().(*[]byte))[:0] }
+func takeBatch() []byte { return batches.Get().(*[smallBatch]byte)[:0] }
 
 // withRoom gives a buffer with the same content and room for n bytes more, as far as that is in its hands.
 func withRoom(b []byte, n int) []byte {
-	if cap(b)-len(b) >= n || len(b)+n <= smallBatch || len(b)+n > largeBatch {
+	if cap(b)-len(b) >= n || len(b)+n > largeBatch {
 		return b
 	}
-	large := append((*largeBatches.Get().(*[]byte))[:0], b...)
+	large := append(largeBatches.Get().(*[largeBatch]byte)[:0], b...)
 	giveBatch(b)
 	return large
 }
 
-// giveBatch gives a buffer back for others to use; unusually large ones are left to the collector.
+// giveBatch gives a buffer back for others to use; those that grew by themselves are left to the collector.
 func giveBatch(b []byte) {
-	switch {
-	case cap(b) == largeBatch:
-		largeBatches.Put(&b)
-	case cap(b) > 0 && cap(b) <= 2*smallBatch:
-		batches.Put(&b)
+	switch cap(b) {
+	case largeBatch:
+		largeBatches.Put((*[largeBatch]byte)(b[:largeBatch]))
+	case smallBatch:
+		batches.Put((*[smallBatch]byte)(b[:smallBatch]))
 	}
 }
 
