@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
@@ -20,6 +21,7 @@ import (
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
 
 	"knarr/api"
+	"knarr/store"
 )
 
 // fastWrites hands requests of members of system:masters to the handlers at once: writes of stored objects, and gets of custom resources. The
@@ -35,6 +37,7 @@ type fastWrites struct {
 	inProcess func(context.Context) (user.Info, bool)
 	resolver  apirequest.RequestInfoResolver
 	flow      *flowControl
+	exempt    *exempting
 	end       *shutdown
 	attempts  *authenticationCounts
 }
@@ -124,12 +127,12 @@ func (f *fastWrites) onlyPlain(h http.Header) bool {
 func (f *fastWrites) serve(fast *fastWrite, w http.ResponseWriter, req *http.Request) {
 	h := w.Header()
 	if _, inProcess := f.inProcess(req.Context()); !inProcess {
-		schemaUID, levelUID, ok := exempting(f.flow.registry)
+		schemaUID, levelUID, ok := f.exempt.uids()
 		if !ok {
 			fast.done = false
 			return
 		}
-		h[matchedLevel], h[matchedSchema] = []string{levelUID}, []string{schemaUID}
+		h[matchedLevel], h[matchedSchema] = levelUID, schemaUID
 		limits := http.NewResponseController(w)
 		began := time.Now()
 		_ = limits.SetWriteDeadline(began.Add(RequestTimeout + answerGrace))
@@ -181,25 +184,48 @@ func (f *fastWrite) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	next.ServeHTTP(w, req.WithContext(ctx))
 }
 
-// exempting gives the identities of the flow schema and the priority level that upstream's classification finds for members of system:masters:
-// no other may come before it. False before they are made.
-func exempting(registry *api.Registry) (schemaUID, levelUID string, ok bool) {
-	uid := func(resource, name string) string {
-		kind := registry.Kind(schema.GroupResource{Group: flowcontrolv1.GroupName, Resource: resource})
-		if kind == nil {
-			return ""
-		}
-		rec := kind.Table.Get(kind.Key("", name))
-		if rec == nil {
-			return ""
-		}
-		acc, err := meta.Accessor(rec.Object)
-		if err != nil {
-			return ""
-		}
-		return string(acc.GetUID())
+// exempting finds the identities of the flow schema and the priority level that upstream's classification finds for members of system:masters:
+// no other may come before it.
+type exempting struct {
+	registry *api.Registry
+	known    atomic.Pointer[exemptObjects]
+}
+
+// exemptObjects are the two objects at a state of their tables, and their identities.
+type exemptObjects struct {
+	schemas, levels     *store.Table
+	schemasAt, levelsAt int64
+	schema, level       []string
+}
+
+// uids gives both identities, each as the values of a header field that nobody may change; false before the objects are made.
+func (e *exempting) uids() (schemaUID, levelUID []string, ok bool) {
+	if o := e.known.Load(); o != nil && o.schemas.Revision() == o.schemasAt && o.levels.Revision() == o.levelsAt {
+		return o.schema, o.level, true
 	}
-	schemaUID = uid("flowschemas", flowcontrolv1.FlowSchemaNameExempt)
-	levelUID = uid("prioritylevelconfigurations", flowcontrolv1.PriorityLevelConfigurationNameExempt)
-	return schemaUID, levelUID, schemaUID != "" && levelUID != ""
+	o := &exemptObjects{}
+	o.schemas, o.schemasAt, o.schema = e.find("flowschemas", flowcontrolv1.FlowSchemaNameExempt)
+	o.levels, o.levelsAt, o.level = e.find("prioritylevelconfigurations", flowcontrolv1.PriorityLevelConfigurationNameExempt)
+	if o.schema == nil || o.level == nil {
+		return nil, nil, false
+	}
+	e.known.Store(o)
+	return o.schema, o.level, true
+}
+
+func (e *exempting) find(resource, name string) (table *store.Table, at int64, uid []string) {
+	kind := e.registry.Kind(schema.GroupResource{Group: flowcontrolv1.GroupName, Resource: resource})
+	if kind == nil {
+		return nil, 0, nil
+	}
+	at = kind.Table.Revision() // before the look: what changes meanwhile is looked for again
+	rec := kind.Table.Get(kind.Key("", name))
+	if rec == nil {
+		return nil, 0, nil
+	}
+	acc, err := meta.Accessor(rec.Object)
+	if err != nil || acc.GetUID() == "" {
+		return nil, 0, nil
+	}
+	return kind.Table, at, []string{string(acc.GetUID())}
 }

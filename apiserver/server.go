@@ -128,7 +128,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	reads := &reader{registry: c.Registry, next: soundPatches(writes), metrics: s.reads, audited: s.auditing.backend != nil}
 	attempts := findAuthenticationCounts()
 	s.handler = &fastWrites{next: filters.wrap(reads, legacyscheme.Codecs), inner: reads, writer: writes, authn: s.id.byCertificate, inProcess: c.InProcessUser,
-		resolver: requestInfoResolver(), flow: s.flow, end: s.end, attempts: attempts}
+		resolver: requestInfoResolver(), exempt: &exempting{registry: c.Registry}, flow: s.flow, end: s.end, attempts: attempts}
 	fast := &fastReads{reader: reads, authn: s.id.byCertificate, decisions: s.id.decisions, inflight: &s.flow.inflight.reads, attempts: attempts}
 	s.shortcut = fast.serve
 	return s, nil
