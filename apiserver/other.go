@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"runtime"
 	"strconv"
 
 	"go.opentelemetry.io/otel/trace"
@@ -20,6 +21,8 @@ import (
 	discoveryendpoint "k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/routes"
+
+	"knarr/apiserver/options"
 )
 
 // newRouter joins the parts below the filters.
@@ -59,10 +62,7 @@ func (s *Server) newOther(in *installer) http.Handler {
 	m.HandlePrefix("/openapi/v3/", http.HandlerFunc(docs.serveVersion))
 	m.HandleFunc("/version", serveVersion)
 	m.Handle("/metrics", newMetricsPage(s.config.Registry, s.flow.inflight, s.reads, s.admit))
-	m.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	m.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	m.HandlePrefix("/debug/pprof/", http.HandlerFunc(pprof.Index))
+	installProfiles(m, s.config.options())
 	s.installIssuer(m)
 	for path, h := range s.config.Extra {
 		m.Handle(path, h)
@@ -71,6 +71,21 @@ func (s *Server) newOther(in *installer) http.Handler {
 		responsewriters.WriteRawJSON(http.StatusOK, map[string][]string{"paths": append([]string{"/api", "/apis"}, m.ListedPaths()...)}, w)
 	})
 	return m
+}
+
+// installProfiles serves the runtime's profiles.
+// Source: the flags --profiling and --contention-profiling of kube-apiserver.
+func installProfiles(m *mux.PathRecorderMux, o *options.Options) {
+	if !o.Profiling {
+		return
+	}
+	m.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	m.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	m.HandlePrefix("/debug/pprof/", http.HandlerFunc(pprof.Index))
+	if o.ContentionProfiling {
+		runtime.SetBlockProfileRate(1)
+	}
 }
 
 func serveVersion(w http.ResponseWriter, _ *http.Request) {

@@ -35,6 +35,10 @@ type Options struct {
 	Admission *kubeoptions.AdmissionOptions
 	// Encryption is how resources are encrypted at rest.
 	Encryption Encryption
+	// Profiling offers the runtime's profiles under /debug/pprof, to who may get that path. On by default.
+	Profiling bool
+	// ContentionProfiling measures each wait of a goroutine for /debug/pprof/block, which costs; nothing without Profiling.
+	ContentionProfiling bool
 }
 
 // Encryption names a file of the operator's own. The zero value means knarr's file, which it makes and rotates.
@@ -54,6 +58,7 @@ func New() *Options {
 		Authentication: kubeoptions.NewBuiltInAuthenticationOptions().WithAnonymous().WithOIDC().WithTokenFile().WithWebHook(),
 		Authorization:  authorization,
 		Admission:      kubeoptions.NewAdmissionOptions(),
+		Profiling:      true,
 	}
 }
 
@@ -69,6 +74,9 @@ func (o *Options) Flags(groups *cliflag.NamedFlagSets) {
 		"by default knarr makes one for Secrets, whose key `knarr secrets-encrypt rotate` replaces")
 	f.BoolVar(&o.Encryption.Reload, "encryption-provider-config-automatic-reload", false, "take changes of that file over while the server runs")
 	o.Audit.AddFlags(groups.FlagSet("audit"))
+	f = groups.FlagSet("features")
+	f.BoolVar(&o.Profiling, "profiling", o.Profiling, "offer profiles of the server under /debug/pprof/")
+	f.BoolVar(&o.ContentionProfiling, "contention-profiling", o.ContentionProfiling, "measure each wait for a lock or a channel (/debug/pprof/block), if profiling is enabled")
 }
 
 // shorten leaves out the lists of all plugins, which upstream puts into each flag's help.
