@@ -94,19 +94,25 @@ type Page struct {
 // List answers a list request with upstream's meaning of resourceVersion, resourceVersionMatch, limit and continue.
 // Errors are API status errors: 410 Expired for a snapshot that is gone, 400 for a bad token.
 func (k *Kind) List(sel Selection, opts storage.ListOptions) (*Page, error) {
+	page := &Page{}
+	return page, k.ListInto(page, sel, opts)
+}
+
+// ListInto is List into a page of the caller's, whose slice of records is used again. After an error the page is of no use.
+func (k *Kind) ListInto(page *Page, sel Selection, opts storage.ListOptions) error {
 	var versioner storage.APIObjectVersioner
 	exact, from, err := storage.ValidateListOptions(sel.Prefix, versioner, opts)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := k.notNewer(versioner, opts.ResourceVersion); err != nil {
-		return nil, err
+		return err
 	}
 	snap, err := k.snapshot(exact, from, sel.Prefix)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	page := &Page{Revision: snap.Revision()}
+	*page = Page{Revision: snap.Revision(), Records: page.Records[:0]}
 	if exact > 0 {
 		page.Revision = exact
 	}
@@ -114,9 +120,9 @@ func (k *Kind) List(sel Selection, opts storage.ListOptions) (*Page, error) {
 		if rec := snap.Get(sel.Prefix); rec != nil && sel.Matches(rec) {
 			page.Records = append(page.Records, rec)
 		}
-		return page, nil
+		return nil
 	}
-	return page, k.fill(page, snap, sel, from, opts)
+	return k.fill(page, snap, sel, from, opts)
 }
 
 // snapshot finds the state to answer from: the present one, or the kept one of an exact revision.
@@ -153,7 +159,6 @@ func (k *Kind) fill(page *Page, snap *store.Snapshot, sel Selection, from string
 	limit, more := opts.Predicate.Limit, false
 	var last *store.Record
 	var known choices
-	page.Records = k.room(snap, sel, limit)
 	snap.AscendLabeled(sel.Prefix, max(from, sel.Prefix), func(rec *store.Record, set *store.LabelSet) bool {
 		if limit > 0 && int64(len(page.Records)) >= limit {
 			more = true
@@ -180,14 +185,6 @@ func (k *Kind) fill(page *Page, snap *store.Snapshot, sel Selection, from string
 	}
 	k.Table.Pin(snap)
 	return nil
-}
-
-// room makes room for the records of a list that takes the whole table; others grow as they do.
-func (k *Kind) room(snap *store.Snapshot, sel Selection, limit int64) []*store.Record {
-	if !sel.empty() || sel.Prefix != k.prefix || limit > 0 {
-		return nil
-	}
-	return make([]*store.Record, 0, snap.Len())
 }
 
 // GetList implements storage.Interface.

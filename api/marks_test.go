@@ -63,6 +63,7 @@ func TestMarksOfNothing(t *testing.T) {
 type labeled struct {
 	*Kind
 	present map[string]*corev1.Pod
+	page    Page
 }
 
 // podCodec is the JSON of pods.
@@ -84,7 +85,7 @@ func newLabeled(t testing.TB, debug bool) *labeled {
 	s, err := store.Open(ctx, store.Options{Engine: engine, Debug: debug})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
-	l := &labeled{&Kind{store: s, prefix: "/registry/pods/"}, map[string]*corev1.Pod{}}
+	l := &labeled{Kind: &Kind{store: s, prefix: "/registry/pods/"}, present: map[string]*corev1.Pod{}}
 	l.open(t)
 	return l
 }
@@ -129,8 +130,8 @@ func (l *labeled) begin(t *testing.T, namespace string, selector labels.Selector
 	sel, opts := l.Select(namespace, selector, nil), storage.ListOptions{Recursive: true}
 	opts.Predicate.Limit = limit
 	next := func() (keys []string) {
-		page, err := l.List(sel, opts)
-		require.NoError(t, err)
+		page := &l.page // used again and again
+		require.NoError(t, l.ListInto(page, sel, opts))
 		require.True(t, limit == 0 || int64(len(page.Records)) <= limit)
 		keys = []string{}
 		for _, rec := range page.Records {

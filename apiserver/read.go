@@ -159,11 +159,12 @@ func (rd *read) list(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	page, err := rd.kind.List(sel, opts)
-	if err != nil {
+	l := listings.Get().(*listing)
+	defer l.leave()
+	if err := rd.kind.ListInto(&l.page, sel, opts); err != nil {
 		return err
 	}
-	return rd.sendList(w, req, page)
+	return rd.sendList(w, req, l)
 }
 
 // selection reads the request's parameters as upstream's list handler does.

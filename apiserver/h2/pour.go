@@ -10,7 +10,7 @@ const (
 	// recordBytes is how much one TLS record encrypts at most: RFC 8446, section 5.1. recordOverhead is what it adds to that.
 	recordBytes, recordOverhead = 16 << 10, 5 + 1 + 16
 	// batchRecords is how many records of a large body are written at once.
-	batchRecords = 4
+	batchRecords = 8
 	// turnBatches is how many batches of one body follow one another while others wait for their turn.
 	turnBatches = 4
 	// leastPart is the smallest frame that is made so that the next ones begin with a record.
