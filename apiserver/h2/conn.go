@@ -47,6 +47,8 @@ type conn struct {
 	window   inWindow  // for bodies
 	failed   bool      // a connection error was answered
 
+	writeBy time.Time // deadline of the socket; owned by who writes
+
 	woken atomic.Bool // some feed may have something that no feed was asked for yet
 
 	mu   sync.Mutex

@@ -163,7 +163,7 @@ func (c *conn) putLocked(b []byte) {
 
 // write puts bytes on the wire: one TLS write, and one system call where the socket can gather.
 func (c *conn) write(p []byte) error {
-	_ = c.tls.SetWriteDeadline(time.Now().Add(c.server.WriteTimeout))
+	c.putOff()
 	if c.socket == nil {
 		_, err := c.tls.Write(p)
 		return err
@@ -174,6 +174,16 @@ func (c *conn) write(p []byte) error {
 		err = e
 	}
 	return err
+}
+
+// putOff gives the client WriteTimeout from now on, and up to an eighth more: setting a deadline moves a timer, which need not be done for
+// each write.
+func (c *conn) putOff() {
+	now, spare := time.Now(), c.server.WriteTimeout/8
+	if c.writeBy.Sub(now) < c.server.WriteTimeout {
+		c.writeBy = now.Add(c.server.WriteTimeout + spare)
+		_ = c.tls.SetWriteDeadline(c.writeBy)
+	}
 }
 
 // sendHeaders sends a header block, with end as the whole answer.
