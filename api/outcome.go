@@ -19,7 +19,7 @@ type Outcome struct {
 	// than the identity of what is gone.
 	Deletion bool
 	// Check, where there is one, is asked about each try of an update at its end: obj is what would be stored, old what is. Both are the try's
-	// own and no copies: Check may only read them. Its error ends the update.
+	// own and no copies: Check may set the managed fields of obj, and else only read. Its error ends the update.
 	Check func(ctx context.Context, obj, old runtime.Object) error
 	// Record is what is stored after the write; nil until it succeeded.
 	Record *store.Record

@@ -152,6 +152,7 @@ type change struct {
 	body            []byte
 	outcome         *api.Outcome
 	owners          *ownership.Manager
+	times           heldTimes
 	// refused is set when the last try turned out to be one for upstream's handlers; nothing was written then.
 	refused bool
 }

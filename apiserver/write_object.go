@@ -143,11 +143,15 @@ func (wr *change) patch(ctx context.Context) (runtime.Object, error) {
 			return nil, err
 		}
 		dropRepeatedOwners(ctx, obj)
+		if wr.outcome.Check != nil {
+			wr.times.hold(obj, old)
+		}
 		return obj, nil
 	}
 	info := rest.DefaultUpdatedObjectInfo(nil, wr.apply, admit)
 	validate := rest.AdmissionToValidateObjectUpdateFunc(wr.writer.admit, static, wr.scope)
 	wr.outcome.Check = func(ctx context.Context, obj, old runtime.Object) error {
+		wr.times.release(obj)
 		if !wr.writer.admit.onlyChecks(static) {
 			obj, old = obj.DeepCopyObject(), old.DeepCopyObject()
 		}
