@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -32,6 +33,10 @@ type socket struct {
 	net.Conn
 	raw     syscall.RawConn       // nil: system calls are Conn's own affair
 	attempt func(fd uintptr) bool // try
+	fetch   func(fd uintptr) bool // take
+	into    []byte                // owned by who reads: where take puts what came
+	got     int                   // owned by who reads: of take
+	refused error                 // owned by who reads: of take
 	// beforeRead is called whenever TLS has no input left and is about to wait. Set before the connection is used by h2.
 	beforeRead func()
 
@@ -47,7 +52,40 @@ func (s *socket) Read(p []byte) (int, error) {
 	if s.beforeRead != nil {
 		s.beforeRead()
 	}
-	return s.Conn.Read(p)
+	if s.raw == nil || len(p) == 0 {
+		return s.Conn.Read(p)
+	}
+	s.into, s.got, s.refused = p, 0, nil
+	err := s.raw.Read(s.fetch)
+	s.into = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case s.refused != nil:
+		return 0, s.refused
+	case s.got == 0:
+		return 0, io.EOF
+	}
+	return s.got, nil
+}
+
+// take reads what has come; false when there is nothing yet. It makes the system call itself, as put: half of those that a watch's connection
+// makes find nothing, and are over before the runtime has noted that they began.
+func (s *socket) take(fd uintptr) bool {
+	for {
+		n, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&s.into[0])), uintptr(len(s.into)))
+		switch errno {
+		case 0:
+			s.got = int(n)
+			return true
+		case syscall.EAGAIN:
+			return false
+		case syscall.EINTR:
+		default:
+			s.refused = os.NewSyscallError("read", errno)
+			return true
+		}
+	}
 }
 
 // Write implements net.Conn.
@@ -89,7 +127,7 @@ func newSocket(c net.Conn) *socket {
 	s := &socket{Conn: c}
 	if sc, ok := c.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
-			s.raw, s.attempt = raw, s.try
+			s.raw, s.attempt, s.fetch = raw, s.try, s.take
 		}
 	}
 	return s
