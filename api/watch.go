@@ -38,10 +38,10 @@ type Change struct {
 // It is not safe for concurrent use.
 type Changes struct {
 	// What is looked at for each event of each of many watches lies together.
-	watch    store.Watch
 	taken    []store.Event    // of the table, not looked at yet
 	shared   *sharedEncodings // nil: every watch encodes for itself
 	revision int64
+	watch    store.Watch
 
 	sel     Selection
 	initial []Change

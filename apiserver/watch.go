@@ -255,10 +255,10 @@ func (wt *watcher) appendFailure(out []byte, err error) []byte {
 
 // feed is a watch over HTTP/2: the connection asks it when it writes, and its goroutine wakes for the bookmarks and the end only.
 type feed struct {
+	due  atomic.Bool // a bookmark
+	over bool        // the watch has failed
 	watcher
-	due   atomic.Bool   // a bookmark
-	ended chan struct{} // closed when the watch has failed
-	over  bool          // the same, for Next
+	ended chan struct{} // closed when it has failed
 }
 
 // feederOf finds what takes feeds below the wrappers of a response, and how long its client may take in nothing; nil where there is none.

@@ -36,10 +36,10 @@ type Waker interface{ Wake() }
 
 // feeding is the state of a stream with a feed. Guarded by conn.mu.
 type feeding struct {
-	starved bool          // has a rest and waits for the client to open a window
-	asking  bool          // Next is running
 	feed    Feed          // nil: the handler writes
 	rest    []byte        // of what the feed gave: what the client's windows had no room for
+	starved bool          // has a rest and waits for the client to open a window
+	asking  bool          // Next is running
 	stall   time.Duration // how long the client may take in nothing
 }
 

@@ -16,17 +16,16 @@ import (
 
 // stream is one request that a handler serves, with its answer.
 type stream struct {
+	// Guarded by conn.mu. What is looked at first for each of many streams lies together.
+	feeding
+	err          error // why nothing can be sent any more
+	credit       int64 // bytes of the answer's body that the client takes
+	endedSending bool
+	writeBy      time.Time
+	readBy       time.Time
+
 	conn *conn
 	id   uint32
-
-	// Guarded by conn.mu.
-	endedSending bool
-	credit       int64 // bytes of the answer's body that the client takes
-	err          error // why nothing can be sent any more
-	feeding
-	writeBy time.Time
-	readBy  time.Time
-
 	ctx  context.Context
 	stop context.CancelFunc
 
