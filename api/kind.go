@@ -1,14 +1,9 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"math"
 	"reflect"
-	"strconv"
-	"sync/atomic"
-	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
@@ -76,7 +71,9 @@ func (k *Kind) Select(namespace string, label labels.Selector, field fields.Sele
 func (k *Kind) New() (runtime.Object, error) {
 	f, ok := k.form.(*hubForm)
 	if !ok {
-		return nil, fmt.Errorf("%s has no Go type", k.Resource)
+		obj := &unstructured.Unstructured{}
+		obj.SetGroupVersionKind(k.Stored)
+		return obj, nil
 	}
 	obj, err := f.scheme.New(k.Stored)
 	if err == nil {
@@ -152,102 +149,6 @@ func (f *hubForm) toStored(obj, old runtime.Object, final bool) (runtime.Object,
 
 func (f *hubForm) fromStored(rec *store.Record) (runtime.Object, error) {
 	return f.scheme.UnsafeConvertToVersion(rec.Object.DeepCopyObject(), f.hub)
-}
-
-// codecForm serves custom resources: each served version has a storage of its own whose codec prunes, defaults and
-// converts, while the table holds the plain JSON tree in the storage version.
-type codecForm struct {
-	codec runtime.Codec
-	gvk   schema.GroupVersionKind // that the storage works with
-	// id names the form among all that read the same records.
-	id string
-}
-
-// formNumber makes the names of codec forms.
-var formNumber atomic.Int64
-
-func newCodecForm(codec runtime.Codec, gvk schema.GroupVersionKind) *codecForm {
-	return &codecForm{codec: codec, gvk: gvk, id: "form " + strconv.FormatInt(formNumber.Add(1), 10)}
-}
-
-func (f *codecForm) toStored(obj, _ runtime.Object, _ bool) (runtime.Object, []byte, error) {
-	data, err := runtime.Encode(f.codec, obj)
-	if err != nil {
-		return nil, nil, err
-	}
-	if u, ok := obj.(*unstructured.Unstructured); ok && u.GetKind() != "" && bytes.HasPrefix(data, []byte(`{"apiVersion":"`+u.GetAPIVersion()+`",`)) && asRead(u.Object) {
-		return u, data, nil // reading data would give the same again
-	}
-	tree := &unstructured.Unstructured{}
-	if err := tree.UnmarshalJSON(data); err != nil {
-		return nil, nil, err
-	}
-	data, err = tree.MarshalJSON()
-	return tree, data, err
-}
-
-// asRead says that a tree is what reading its JSON gives: the types of JSON, and numbers without a fraction as integers.
-func asRead(v any) bool {
-	switch v := v.(type) {
-	case map[string]any:
-		for k, e := range v {
-			if !utf8.ValidString(k) || !asRead(e) {
-				return false
-			}
-		}
-		return v != nil
-	case []any:
-		for _, e := range v {
-			if !asRead(e) {
-				return false
-			}
-		}
-		return v != nil
-	case string:
-		return utf8.ValidString(v)
-	case float64:
-		return v != math.Trunc(v)
-	case nil, bool, int64:
-		return true
-	}
-	return false
-}
-
-// What fromStored remembers of a record by a form's id.
-var asStored, otherwise = []byte{1}, []byte{0}
-
-// fromStored remembers of which records the codec makes nothing else than what is stored: those it need not be asked for again.
-func (f *codecForm) fromStored(rec *store.Record) (runtime.Object, error) {
-	var made runtime.Object
-	known, err := rec.Encoding(f.id, func() (_ []byte, err error) {
-		if made, err = f.decode(rec); err != nil {
-			return nil, err
-		}
-		if u, ok := made.(*unstructured.Unstructured); ok && reflect.DeepEqual(u.Object, rec.Object.(*unstructured.Unstructured).Object) {
-			return asStored, nil
-		}
-		return otherwise, nil
-	})
-	switch {
-	case err != nil || made != nil:
-		return made, err
-	case known[0] == asStored[0]:
-		return rec.Object.DeepCopyObject(), nil
-	}
-	return f.decode(rec)
-}
-
-// decode reads the record's JSON as the storage's version.
-func (f *codecForm) decode(rec *store.Record) (runtime.Object, error) {
-	data, err := rec.Object.(*unstructured.Unstructured).MarshalJSON()
-	if err != nil {
-		return nil, err
-	}
-	// Into an object, as upstream's storage does: without one, a field named items makes a list of it.
-	into := &unstructured.Unstructured{}
-	into.SetGroupVersionKind(f.gvk)
-	obj, _, err := f.codec.Decode(data, nil, into)
-	return obj, err
 }
 
 func decodeUnstructured(data []byte) (runtime.Object, error) {

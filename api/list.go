@@ -257,8 +257,12 @@ func (k *Kind) fieldMatch(p storage.SelectionPredicate) func(*store.Record) bool
 			return p.Field.Matches(plainFields{m, pod})
 		}
 	}
+	read := k.form.fromStored
+	if !k.Plain() {
+		read = k.Served // its attributes are read off the tree
+	}
 	return func(rec *store.Record) bool {
-		obj, err := k.form.fromStored(rec)
+		obj, err := read(rec)
 		if err != nil {
 			return false
 		}

@@ -18,8 +18,14 @@ type Outcome struct {
 	// Deletion says that the caller deletes an object; then a deletion reports, too, and the object that was given for it gets no more
 	// than the identity of what is gone.
 	Deletion bool
-	// Check, where there is one, is asked about each try of an update at its end: obj is what would be stored, old what is. Both are the try's
-	// own and no copies: Check may set the managed fields of obj, and else only read. Its error ends the update.
+	// Reads says that the caller of an update only reads what it is given to update, which then shares all with the object that everybody reads. Such is a
+	// custom resource's; it must not be set for other kinds. Where there is a Check, what it is given has no managed fields, which are costly to read off a
+	// tree and would be, several times.
+	Reads bool
+	// Before is the whole object that an update which only reads is made of.
+	Before runtime.Object
+	// Check, where there is one, is asked about each try of an update at its end, and about a create: obj is what would be stored, old what is, nil for
+	// nothing. Both are the try's own and no copies: Check may set the managed fields of obj, and else only read. Its error ends the write.
 	Check func(ctx context.Context, obj, old runtime.Object) error
 	// Record is what is stored after the write; nil until it succeeded.
 	Record *store.Record

@@ -65,6 +65,11 @@ func (s *Storage) Create(ctx context.Context, key string, obj, out runtime.Objec
 	if version, err := s.versioner.ObjectResourceVersion(obj); err == nil && version != 0 {
 		return storage.ErrResourceVersionSetOnCreate
 	}
+	if o := s.outcome(ctx); o != nil && o.Check != nil {
+		if err := o.Check(ctx, obj, nil); err != nil {
+			return err
+		}
+	}
 	if err := s.versioner.PrepareObjectForStorage(obj); err != nil {
 		return fmt.Errorf("prepare object for storage: %w", err)
 	}
@@ -274,7 +279,7 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 // (zero: for ever).
 func (s *Storage) try(ctx context.Context, key string, rec *store.Record, ignoreNotFound bool, preconditions *storage.Preconditions,
 	tryUpdate storage.UpdateFunc) (runtime.Object, []byte, time.Duration, error) {
-	current, res, left, err := s.current(key, rec, ignoreNotFound)
+	current, res, left, err := s.current(ctx, key, rec, ignoreNotFound)
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -307,15 +312,18 @@ func (s *Storage) try(ctx context.Context, key string, rec *store.Record, ignore
 	return stored, data, left, nil
 }
 
-// current gives a private copy of the object to update, or an empty one where the caller accepts absence.
-func (s *Storage) current(key string, rec *store.Record, ignoreNotFound bool) (runtime.Object, storage.ResponseMeta, time.Duration, error) {
+// current gives a private copy of the object to update (or, where the caller only reads it, itself), or an empty one where the caller accepts absence.
+func (s *Storage) current(ctx context.Context, key string, rec *store.Record, ignoreNotFound bool) (runtime.Object, storage.ResponseMeta, time.Duration, error) {
 	if rec == nil {
 		if !ignoreNotFound {
 			return nil, storage.ResponseMeta{}, 0, storage.NewKeyNotFoundError(key, 0)
 		}
+		if o := s.outcome(ctx); o != nil {
+			o.Before = nil // of a try before
+		}
 		return s.newFunc(), storage.ResponseMeta{}, 0, nil
 	}
-	obj, err := s.kind.form.fromStored(rec)
+	obj, err := s.given(ctx, rec)
 	if err != nil {
 		return nil, storage.ResponseMeta{}, 0, err
 	}

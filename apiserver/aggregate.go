@@ -265,6 +265,13 @@ func (a *aggregator) serve(w http.ResponseWriter, req *http.Request, gv schema.G
 	return true
 }
 
+// isRemote says that another server has a group version.
+func (a *aggregator) isRemote(gv schema.GroupVersion) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.remote[gv] != nil
+}
+
 func (a *aggregator) forward(w http.ResponseWriter, req *http.Request, r *remoteServer) {
 	location, err := a.services.ResolveEndpoint(r.namespace, r.name, r.port)
 	if err != nil {

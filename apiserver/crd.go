@@ -34,6 +34,8 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"knarr/api"
 )
 
 type resourceManager = aggregated.ResourceManager
@@ -44,6 +46,7 @@ const crdWorkers = 5
 // customResources serves the instances of CustomResourceDefinitions and tells clients of them.
 type customResources struct {
 	handler http.Handler
+	served  *servedResources
 	// controllers accept names, establish, check and finalize definitions.
 	controllers []func(context.Context)
 
@@ -55,9 +58,10 @@ type customResources struct {
 	versions map[schema.GroupVersion]http.Handler // guarded by mu: /apis/<group>/<version>
 }
 
-// newCustomResources builds upstream's handler of custom resources over our registry, and the controllers around it.
+// newCustomResources builds upstream's handler of custom resources over our registry, and the controllers around it. gone is told of kinds whose
+// objects are not served that way any more.
 func newCustomResources(c *Config, client crdclient.Interface, admit admission.Interface, authz authorizer.Authorizer, services webhook.ServiceResolver,
-	webhooks webhook.AuthenticationInfoResolverWrapper, d *discoveries) (*customResources, error) {
+	webhooks webhook.AuthenticationInfoResolverWrapper, d *discoveries, gone func(*api.Kind)) (*customResources, error) {
 	informer := c.ExtensionInformers.Apiextensions().V1().CustomResourceDefinitions()
 	establishing := establish.NewEstablishingController(informer, client.ApiextensionsV1())
 	// The two nil arguments answer discovery requests, which never reach this handler: route.go asks customResources.
@@ -70,6 +74,7 @@ func newCustomResources(c *Config, client crdclient.Interface, admit admission.I
 	}
 	r := &customResources{
 		handler:  refuseProtobuf(h),
+		served:   &servedResources{upstream: h, lister: informer.Lister(), gone: gone, known: map[string]*served{}},
 		root:     d.root,
 		named:    d.named.WithSource(aggregated.CRDSource),
 		groups:   map[string]http.Handler{},
@@ -99,6 +104,7 @@ func newCustomResources(c *Config, client crdclient.Interface, admit admission.I
 		UpdateFunc: func(_, obj any) { r.publish(groupOf(obj)) },
 		DeleteFunc: func(obj any) {
 			if crd, ok := obj.(*apiextensionsv1.CustomResourceDefinition); ok {
+				r.served.forget(crd)
 				c.Registry.Forget(schema.GroupResource{Group: crd.Spec.Group, Resource: crd.Spec.Names.Plural})
 			}
 			r.publish(groupOf(obj))

@@ -24,6 +24,8 @@ type format interface {
 	// contentType is the media type of single objects and lists; streamType that of watches.
 	contentType() string
 	streamType() string
+	// name is what records cache the bytes of raw by.
+	name() string
 	// parts give one object as a whole response: its own bytes and what stands around them, the head appended to scratch.
 	parts(scratch []byte, rec *store.Record, kind schema.GroupVersionKind) (head, body, tail []byte, err error)
 	// list makes a list of objects, whose own bytes are items.
@@ -46,6 +48,7 @@ type jsonFormat struct{}
 
 func (jsonFormat) contentType() string { return runtime.ContentTypeJSON }
 func (jsonFormat) streamType() string  { return runtime.ContentTypeJSON }
+func (jsonFormat) name() string        { return runtime.ContentTypeJSON }
 
 func (jsonFormat) encode(obj runtime.Object) ([]byte, error) { return json.Marshal(obj) }
 
@@ -105,6 +108,7 @@ const (
 
 func (protoFormat) contentType() string { return runtime.ContentTypeProtobuf }
 func (protoFormat) streamType() string  { return runtime.ContentTypeProtobuf + ";stream=watch" }
+func (protoFormat) name() string        { return runtime.ContentTypeProtobuf }
 
 func (protoFormat) encode(obj runtime.Object) ([]byte, error) {
 	m, ok := obj.(interface{ Marshal() ([]byte, error) })

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 
+	"knarr/api"
 	"knarr/apiserver/h2"
 )
 
@@ -143,18 +144,31 @@ func (f *fastReads) allowed(p *peer, t *target) bool {
 	}) == authorizer.DecisionAllow
 }
 
-// answer sends the object; false when there is none, or not in the wanted form.
-func (f *fastReads) answer(e *h2.Exchange, p *peer, t *target, accept string, now time.Time) bool {
+// find gives the kind of a target and how to write its objects; nil where the filters must find out.
+func (f *fastReads) find(t *target, accept string) (*api.Kind, format) {
 	kind := f.reader.registry.Kind(schema.GroupResource{Group: t.group, Resource: t.resource})
-	if kind == nil || kind.Shared() || !f.reader.knows(kind, t.group, t.version) {
-		return false // where other servers write too, a read may have to wait for them
+	if kind == nil {
+		return nil, nil
+	}
+	if !kind.Plain() {
+		s := f.reader.custom.remembered(t.group, t.version, t.resource)
+		if s == nil || s.namespaced != (t.namespace != "") {
+			return nil, nil
+		}
+		return s.kind, s.formatFor(accept)
 	}
 	form := formatFor(accept)
-	if form == nil {
-		return false
+	if _, ok := form.(protoFormat); ok && isJSONOnly(t.group) || !f.reader.knows(kind, t.group, t.version) {
+		return nil, nil
 	}
-	if _, ok := form.(protoFormat); ok && isJSONOnly(t.group) {
-		return false
+	return kind, form
+}
+
+// answer sends the object; false when there is none, or not in the wanted form.
+func (f *fastReads) answer(e *h2.Exchange, p *peer, t *target, accept string, now time.Time) bool {
+	kind, form := f.find(t, accept)
+	if kind == nil || form == nil || kind.Shared() {
+		return false // where other servers write too, a read may have to wait for them
 	}
 	namespace := t.namespace
 	if t.group == "" && t.resource == "namespaces" {

@@ -3,6 +3,7 @@ package apiserver
 import (
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -178,6 +179,13 @@ func (m *readMetrics) forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	clear(m.series)
+}
+
+// drop forgets the series of a kind that is no more in use.
+func (m *readMetrics) drop(kind *api.Kind) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.DeleteFunc(m.series, func(k seriesKey, _ *readSeries) bool { return k.kind == kind })
 }
 
 // find gives the series of a request.

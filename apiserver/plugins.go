@@ -9,11 +9,17 @@ import (
 
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/plugin/namespace/lifecycle"
+	mutatingpolicy "k8s.io/apiserver/pkg/admission/plugin/policy/mutating"
+	validatingpolicy "k8s.io/apiserver/pkg/admission/plugin/policy/validating"
+	"k8s.io/apiserver/pkg/admission/plugin/resourcequota"
+	mutatingwebhook "k8s.io/apiserver/pkg/admission/plugin/webhook/mutating"
+	validatingwebhook "k8s.io/apiserver/pkg/admission/plugin/webhook/validating"
 	"k8s.io/component-base/metrics"
 	"k8s.io/kubernetes/plugin/pkg/admission/certificates/approval"
 	"k8s.io/kubernetes/plugin/pkg/admission/certificates/ctbattest"
 	"k8s.io/kubernetes/plugin/pkg/admission/certificates/signing"
 	"k8s.io/kubernetes/plugin/pkg/admission/defaulttolerationseconds"
+	"k8s.io/kubernetes/plugin/pkg/admission/gc"
 	"k8s.io/kubernetes/plugin/pkg/admission/job"
 	"k8s.io/kubernetes/plugin/pkg/admission/nodedeclaredfeatures"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
@@ -48,7 +54,9 @@ type plugin struct {
 	checks bool
 	// spares says that the plugin leaves the spec alone where a status is updated.
 	spares bool
-	took   [2]*durations
+	// all says that the plugin is for objects of all kinds: others look at none that is a custom resource.
+	all  bool
+	took [2]*durations
 }
 
 // readers are plugins that see deletions and change no object at one.
@@ -60,6 +68,10 @@ var checkers = []string{serviceaccount.PluginName, podsecurity.PluginName, prior
 
 // sparers are plugins that see updates of statuses and change no spec then.
 var sparers = []string{lifecycle.PluginName, serviceaccount.PluginName, noderestriction.PluginName, priority.PluginName, defaulttolerationseconds.PluginName}
+
+// general are plugins for objects of all kinds. NamespaceLifecycle, too, is for all, but looks at where an object is to be, not at it.
+var general = []string{mutatingwebhook.PluginName, mutatingpolicy.PluginName, validatingwebhook.PluginName, validatingpolicy.PluginName,
+	resourcequota.PluginName, gc.PluginName}
 
 // Steps of admission.
 const (
@@ -93,7 +105,8 @@ func (p *plugins) durations(v durationVector, labels ...string) *durations {
 
 // add appends a plugin.
 func (p *plugins) add(name string, given admission.Interface, idle func(admission.Attributes) bool) {
-	one := &plugin{idle: idle, reads: slices.Contains(readers, name), checks: slices.Contains(checkers, name), spares: slices.Contains(sparers, name)}
+	one := &plugin{idle: idle, reads: slices.Contains(readers, name), checks: slices.Contains(checkers, name), spares: slices.Contains(sparers, name),
+		all: slices.Contains(general, name)}
 	one.mutating, _ = given.(admission.MutationInterface)
 	one.validating, _ = given.(admission.ValidationInterface)
 	for step := range one.took {
@@ -161,6 +174,16 @@ func (p *plugins) onlyChecks(a admission.Attributes) bool {
 func (p *plugins) spareSpecs(a admission.Attributes) bool {
 	for _, one := range p.order[admitStep][admission.Update] {
 		if !one.spares && (one.idle == nil || !one.idle(a)) {
+			return false
+		}
+	}
+	return true
+}
+
+// quiet says that no plugin that would run in a step looks at an object that is a custom resource.
+func (p *plugins) quiet(step int, a admission.Attributes) bool {
+	for _, one := range p.order[step][a.GetOperation()] {
+		if one.all && (one.idle == nil || !one.idle(a)) {
 			return false
 		}
 	}

@@ -31,10 +31,11 @@ const (
 	compressFrom = 128 << 10
 )
 
-// reader answers gets, lists and watches of built-in kinds straight from the store: the same object that everybody reads,
-// encoded once. What it does not know (tables, other versions, custom resources) goes to upstream's handlers.
+// reader answers gets, lists and watches of stored kinds straight from the store: the same object that everybody reads,
+// encoded once. What it does not know (tables, other versions) goes to upstream's handlers.
 type reader struct {
 	registry *api.Registry
+	custom   *servedResources
 	next     http.Handler
 	metrics  *readMetrics
 	// audited says that a policy may want answers recorded, which upstream's handlers do.
@@ -45,6 +46,7 @@ type reader struct {
 type read struct {
 	info   *apirequest.RequestInfo
 	kind   *api.Kind
+	custom *served // nil: a built-in kind
 	format format
 	// namespace of the object, or of the list; empty for cluster-scoped kinds and lists across namespaces.
 	namespace string
@@ -83,12 +85,18 @@ func (r *reader) accept(req *http.Request) *read {
 	if info.Verb != "get" && info.Verb != "list" && info.Verb != "watch" || len(info.Parts) > 2 || strings.Contains(req.URL.Path, "/watch/") {
 		return nil
 	}
-	kind := r.registry.Kind(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource})
-	if kind == nil || !r.knows(kind, info.APIGroup, info.APIVersion) {
+	if asksForMore(req.URL.RawQuery) || req.Header.Get("Upgrade") != "" {
 		return nil
 	}
+	kind := r.registry.Kind(schema.GroupResource{Group: info.APIGroup, Resource: info.Resource})
+	if kind == nil {
+		return nil
+	}
+	if !kind.Plain() {
+		return r.acceptCustom(info, req.Header.Get("Accept"))
+	}
 	f := formatFor(req.Header.Get("Accept"))
-	if f == nil || asksForMore(req.URL.RawQuery) || req.Header.Get("Upgrade") != "" {
+	if f == nil || !r.knows(kind, info.APIGroup, info.APIVersion) {
 		return nil
 	}
 	if _, ok := f.(protoFormat); ok && isJSONOnly(kind.Stored.Group) {
@@ -99,6 +107,19 @@ func (r *reader) accept(req *http.Request) *read {
 		namespace = "" // RequestInfo puts a namespace into itself
 	}
 	return &read{info: info, kind: kind, format: f, namespace: namespace}
+}
+
+// acceptCustom is accept for a custom resource.
+func (r *reader) acceptCustom(info *apirequest.RequestInfo, accept string) *read {
+	s := r.custom.find(info.APIGroup, info.APIVersion, info.Resource)
+	if s == nil || !s.covers(info) {
+		return nil
+	}
+	f := s.formatFor(accept)
+	if f == nil {
+		return nil
+	}
+	return &read{info: info, kind: s.kind, custom: s, format: f, namespace: info.Namespace}
 }
 
 // asksForMore tells parameters that upstream's handlers have an answer of their own to.
@@ -183,6 +204,9 @@ func (rd *read) selection(req *http.Request) (api.Selection, storage.ListOptions
 	if opts.FieldSelector != nil {
 		var err error
 		opts.FieldSelector, err = opts.FieldSelector.Transform(func(label, value string) (string, string, error) {
+			if rd.custom != nil {
+				return rd.custom.scope.Convertor.ConvertFieldLabel(rd.kind.Stored, label, value)
+			}
 			return rd.kind.ConvertFieldLabel(label, value)
 		})
 		if err != nil {

@@ -80,7 +80,7 @@ func (l *listing) leave() {
 // gather finds or makes the items' bytes, and gives their size.
 func (l *listing) gather(f format) (size int, err error) {
 	l.items = slices.Grow(l.items[:0], len(l.page.Records))[:len(l.page.Records)]
-	store.Encodings(l.page.Records, f.contentType(), l.items)
+	store.Encodings(l.page.Records, f.name(), l.items)
 	for i, rec := range l.page.Records {
 		if l.items[i] == nil {
 			if l.items[i], err = f.raw(rec); err != nil {

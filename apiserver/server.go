@@ -125,7 +125,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	reads := &reader{registry: c.Registry, next: soundPatches(writes), metrics: s.reads, audited: s.auditing.backend != nil}
+	reads := &reader{registry: c.Registry, custom: s.custom.served, next: soundPatches(writes), metrics: s.reads, audited: s.auditing.backend != nil}
 	attempts := findAuthenticationCounts()
 	s.handler = &fastWrites{next: filters.wrap(reads, legacyscheme.Codecs), inner: reads, writer: writes, authn: s.id.byCertificate, inProcess: c.InProcessUser,
 		resolver: requestInfoResolver(), exempt: &exempting{registry: c.Registry}, flow: s.flow, end: s.end, attempts: attempts}
@@ -151,7 +151,7 @@ func (s *Server) extend(in *installer, services webhook.ServiceResolver, webhook
 	if err != nil {
 		return err
 	}
-	if s.custom, err = newCustomResources(s.config, crds, in.admit, s.id.authorizer, services, webhooks, in.discovery); err != nil {
+	if s.custom, err = newCustomResources(s.config, crds, in.admit, s.id.authorizer, services, webhooks, in.discovery, s.reads.drop); err != nil {
 		return fmt.Errorf("make the handler of custom resources: %w", err)
 	}
 	registrations, err := aggregatorclient.NewForConfig(s.config.Loopback)
@@ -161,6 +161,7 @@ func (s *Server) extend(in *installer, services webhook.ServiceResolver, webhook
 	if s.aggregator, err = newAggregator(s.config, registrations, services, in.discovery); err != nil {
 		return fmt.Errorf("make the aggregator: %w", err)
 	}
+	s.custom.served.elsewhere = s.aggregator.isRemote
 	for gv := range in.services {
 		s.aggregator.builtin[gv] = true
 	}

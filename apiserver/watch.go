@@ -56,7 +56,7 @@ func (rd *read) watch(w http.ResponseWriter, req *http.Request) error {
 		return nil
 	}
 	defer changes.Stop()
-	changes.Share(encoding{rd.kind.Stored, rd.format.streamType()})
+	changes.Share(encoding{rd.kind.Stored, rd.format.name()})
 	wt.begin()
 	wt.run(ctx, opts.Predicate.AllowWatchBookmarks)
 	return nil
@@ -185,7 +185,10 @@ func (wt *watcher) encoded(c api.Change) ([]byte, error) {
 	if c.Revision == c.Record.Revision {
 		return wt.format.raw(c.Record)
 	}
-	obj, err := store.WithRevision(c.Record.Object, c.Revision)
+	obj, err := wt.kind.Served(c.Record)
+	if err == nil {
+		obj, err = store.WithRevision(obj, c.Revision)
+	}
 	if err != nil {
 		return nil, err
 	}

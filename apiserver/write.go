@@ -42,6 +42,7 @@ type writer struct {
 	next      http.Handler
 	metrics   *readMetrics
 	admit     *plugins
+	custom    *servedResources
 	resources map[hotName]*hot
 	// audited says that a policy may want requests recorded, which upstream's handlers do.
 	audited bool
@@ -62,6 +63,8 @@ type hot struct {
 	scope   *handlers.RequestScope // what admission plugins may ask
 	// namespaced says that the resource's objects live in namespaces.
 	namespaced bool
+	// custom is set for custom resources.
+	custom *served
 	// owner makes the manager of managed fields at the first write, since that needs the schema of all kinds.
 	owner func() (*ownership.Manager, error)
 }
@@ -153,6 +156,8 @@ type change struct {
 	outcome         *api.Outcome
 	owners          *ownership.Manager
 	times           heldTimes
+	// owned are the managed fields of a patched custom resource while they are not in it.
+	owned any
 	// refused is set when the last try turned out to be one for upstream's handlers; nothing was written then.
 	refused bool
 }
@@ -214,7 +219,7 @@ func (wr *change) answer(rw http.ResponseWriter, req *http.Request, code int, ou
 	gv := wr.kind.Stored.GroupVersion()
 	_, isStatus := result.(*metav1.Status)
 	if err == nil && (outcome.Record == nil || isStatus) {
-		responsewriters.WriteObjectNegotiated(legacyscheme.Codecs, wr.scope, gv, counted, req, code, result, false)
+		responsewriters.WriteObjectNegotiated(wr.scope.Serializer, wr.scope, gv, counted, req, code, result, false)
 		return
 	}
 	if err == nil {
@@ -224,7 +229,7 @@ func (wr *change) answer(rw http.ResponseWriter, req *http.Request, code int, ou
 		}
 	}
 	if err != nil {
-		responsewriters.ErrorNegotiated(err, legacyscheme.Codecs, gv, counted, req)
+		responsewriters.ErrorNegotiated(err, wr.scope.Serializer, gv, counted, req)
 	}
 }
 

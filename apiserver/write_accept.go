@@ -21,7 +21,7 @@ import (
 
 // newWriter makes the writer in front of the router, for the hot ones among what is installed.
 func (s *Server) newWriter(in *installer) (*writer, error) {
-	w := &writer{next: s.newRouter(in), metrics: s.reads, admit: s.admit, resources: map[hotName]*hot{}, audited: s.auditing.backend != nil}
+	w := &writer{next: s.newRouter(in), metrics: s.reads, admit: s.admit, custom: s.custom.served, resources: map[hotName]*hot{}, audited: s.auditing.backend != nil}
 	for _, group := range append([]*genericapiserver.APIGroupInfo{s.groups.Core}, s.groups.Named...) {
 		for _, gv := range group.PrioritizedVersions {
 			if err := w.addHot(s.config.Registry, in, gv, group.VersionedResourcesStorageMap[gv.Version]); err != nil {
@@ -38,21 +38,27 @@ func (w *writer) accept(req *http.Request) *change {
 	if !ok || !info.IsResourceRequest || w.audited {
 		return nil
 	}
-	h := w.resources[hotName{schemaResource(info), info.Subresource}]
+	h := w.find(hotName{schemaResource(info), info.Subresource})
 	if h == nil || h.namespaced != (info.Namespace != "") || req.Header.Get("Upgrade") != "" {
 		return nil
 	}
-	wr := &change{hot: h, writer: w, info: info, format: formatFor(req.Header.Get("Accept")), contentType: mediaType(req)}
+	wr := &change{hot: h, writer: w, info: info, format: h.formatFor(req.Header.Get("Accept")), contentType: mediaType(req)}
 	if wr.format == nil || isBrowser(req.UserAgent()) || !wr.parameters(req.URL.RawQuery) {
 		return nil
 	}
 	switch info.Verb {
 	case "create":
+		if h.custom != nil && (!h.custom.takesNew() || wr.contentType != runtime.ContentTypeJSON) {
+			return nil
+		}
 		_, can := h.storage.(rest.Creater)
 		if !can || info.Name != "" || serializers()[wr.contentType].Serializer == nil {
 			return nil
 		}
 	case "patch":
+		if h.custom != nil && wr.contentType != string(types.MergePatchType) {
+			return nil
+		}
 		_, can := h.storage.(rest.Patcher)
 		if !can || info.Name == "" || wr.contentType != string(types.StrategicMergePatchType) && wr.contentType != string(types.MergePatchType) {
 			return nil
@@ -78,12 +84,57 @@ func (w *writer) accept(req *http.Request) *change {
 	if info.Verb == "delete" {
 		return wr
 	}
+	if h.custom != nil {
+		if !isPrintable(wr.manager) {
+			return nil
+		}
+		return wr
+	}
 	var err error
 	wr.owners, err = h.owner()
 	if err != nil {
 		return nil
 	}
 	return wr
+}
+
+// find gives what is known of a resource; nil where upstream's handlers have to write it.
+func (w *writer) find(name hotName) *hot {
+	if h := w.resources[name]; h != nil || isBuiltIn(name.Group) {
+		return h
+	}
+	s := w.custom.find(name.Group, name.Version, name.Resource)
+	switch {
+	case s == nil:
+	case name.subresource == "":
+		return s.main
+	case name.subresource == "status":
+		return s.status
+	}
+	return nil
+}
+
+// isBuiltIn tells groups that hold no custom resources.
+func isBuiltIn(group string) bool {
+	return !strings.Contains(group, ".") || legacyscheme.Scheme.IsGroupRegistered(group)
+}
+
+// formatFor is how an answer is written; nil for one that upstream's handlers have to write.
+func (h *hot) formatFor(accept string) format {
+	if h.custom != nil {
+		return h.custom.formatFor(accept)
+	}
+	return formatFor(accept)
+}
+
+// isPrintable tells names of managers in which upstream's handlers leave out nothing.
+func isPrintable(manager string) bool {
+	for i := range len(manager) {
+		if manager[i] <= ' ' || manager[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // mediaType is the content type without parameters.

@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/apiserver/pkg/warning"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
+	"knarr/api"
 	"knarr/apiserver/patching"
 )
 
@@ -33,7 +35,11 @@ func schemaResource(info *apirequest.RequestInfo) schema.GroupVersionResource {
 // create does what upstream's handler of creates does, in its order.
 // Source: createHandler in k8s.io/apiserver/pkg/endpoints/handlers/create.go.
 func (wr *change) create(ctx context.Context) (runtime.Object, error) {
-	obj, err := wr.decode()
+	decode := wr.decode
+	if wr.custom != nil {
+		decode = wr.decodeCustom
+	}
+	obj, err := decode()
 	if err != nil {
 		return nil, wr.refuse()
 	}
@@ -56,7 +62,16 @@ func (wr *change) create(ctx context.Context) (runtime.Object, error) {
 		return nil, err
 	}
 	dropRepeatedOwners(ctx, hub)
-	return wr.storage.(rest.Creater).Create(ctx, hub, rest.AdmissionToValidateObjectFunc(wr.writer.admit, attributes, wr.scope), options)
+	validate := rest.AdmissionToValidateObjectFunc(wr.writer.admit, attributes, wr.scope)
+	if u, ok := hub.(*unstructured.Unstructured); ok && wr.writer.admit.quiet(validateStep, attributes) { // the plugins that are left need no copy
+		fields := api.TakeManagedFields(u)
+		wr.outcome.Check = func(ctx context.Context, obj, _ runtime.Object) error {
+			api.PutManagedFields(obj, fields)
+			return validate(ctx, obj)
+		}
+		return wr.storage.(rest.Creater).Create(ctx, hub, nil, options)
+	}
+	return wr.storage.(rest.Creater).Create(ctx, hub, validate, options)
 }
 
 // decode reads the body as an object of the stored version, with defaults.
@@ -81,6 +96,9 @@ func (wr *change) decode() (runtime.Object, error) {
 // own sets the managed fields of an object that becomes what live was, nil for a new one, and gives its internal form. The versions are
 // compared as they come back from the internal form, as upstream does; live is such a one. obj must not be used afterwards.
 func (wr *change) own(live, obj runtime.Object) (runtime.Object, error) {
+	if wr.custom != nil {
+		return wr.ownCustom(live, obj), nil
+	}
 	hub, err := legacyscheme.Scheme.UnsafeConvertToVersion(obj, wr.hub)
 	if err != nil {
 		return nil, wr.refuse()
@@ -113,6 +131,9 @@ func (wr *change) mutate(ctx context.Context, obj runtime.Object, attributes adm
 	if !plugins.Handles(attributes.GetOperation()) {
 		return nil
 	}
+	if wr.custom != nil && plugins.quiet(admitStep, attributes) {
+		return plugins.Admit(ctx, attributes, wr.scope)
+	}
 	acc, err := meta.Accessor(obj)
 	if err != nil {
 		return apierrors.NewInternalError(err)
@@ -139,20 +160,36 @@ func (wr *change) patch(ctx context.Context) (runtime.Object, error) {
 	options.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("UpdateOptions"))
 	static := wr.attributes(nil, nil, wr.info.Name, admission.Update, options)
 	admit := func(ctx context.Context, obj, old runtime.Object) (runtime.Object, error) {
+		if wr.custom != nil {
+			old = wr.outcome.Before
+		}
 		if err := wr.mutate(ctx, obj, wr.attributes(obj, old, wr.info.Name, admission.Update, options)); err != nil {
 			return nil, err
 		}
 		dropRepeatedOwners(ctx, obj)
-		if wr.outcome.Check != nil {
+		if wr.outcome.Check != nil && wr.custom == nil {
 			wr.times.hold(obj, old)
 		}
 		return obj, nil
 	}
-	info := rest.DefaultUpdatedObjectInfo(nil, wr.apply, admit)
+	apply := wr.apply
+	if wr.custom != nil {
+		wr.outcome.Reads = true
+		apply = func(context.Context, runtime.Object, runtime.Object) (runtime.Object, error) {
+			return wr.applyCustom(wr.writer.admit.quiet(admitStep, static))
+		}
+	}
+	info := rest.DefaultUpdatedObjectInfo(nil, apply, admit)
 	validate := rest.AdmissionToValidateObjectUpdateFunc(wr.writer.admit, static, wr.scope)
 	wr.outcome.Check = func(ctx context.Context, obj, old runtime.Object) error {
 		wr.times.release(obj)
-		if !wr.writer.admit.onlyChecks(static) {
+		if wr.custom != nil {
+			old = wr.outcome.Before
+			if err := wr.putOwned(ctx, obj, old); err != nil {
+				return err
+			}
+		}
+		if spares := wr.writer.admit.onlyChecks(static) || wr.custom != nil && wr.writer.admit.quiet(validateStep, static); !spares {
 			obj, old = obj.DeepCopyObject(), old.DeepCopyObject()
 		}
 		return validate(ctx, obj, old)

@@ -36,7 +36,6 @@ func randomValue(r *rand.Rand, depth int, nothings bool) any {
 
 // TestMergeTrees merges generated trees as the library merges their text.
 func TestMergeTrees(t *testing.T) {
-	known := 0
 	for seed := range 2000 {
 		r := rand.New(rand.NewSource(int64(seed)))
 		tree, patch := randomTree(r, 3, seed%7 == 0), randomTree(r, 3, seed%3 > 0)
@@ -44,21 +43,16 @@ func TestMergeTrees(t *testing.T) {
 		require.NoError(t, err)
 		change, err := json.Marshal(patch)
 		require.NoError(t, err)
-		got, ok := mergeTrees(tree, patch)
+		got := mergeTrees(tree, patch)
 		after, err := json.Marshal(tree)
 		require.NoError(t, err)
 		require.Equal(t, string(before), string(after), "the tree was changed")
-		if !ok {
-			continue
-		}
-		known++
 		want, err := jsonpatch.MergePatch(before, change)
 		require.NoError(t, err)
 		have, err := json.Marshal(got)
 		require.NoError(t, err)
 		require.JSONEq(t, string(want), string(have), "seed %d: %s and %s", seed, before, change)
 	}
-	require.Greater(t, known, 1000)
 	require.False(t, isText(map[string]any{"a": []any{"b", "\xff"}}))
 	require.False(t, isText(map[string]any{"\xff": "a"}))
 	require.True(t, isText(map[string]any{"a": []any{"ö", int64(1), nil}}))

@@ -205,7 +205,7 @@ func (p *part) strategicMerge(patch map[string]any, out runtime.Object) bool {
 // merge applies a JSON merge patch, given as tree and as text, to the touched fields and reads them into a zero object.
 func (p *part) merge(tree map[string]any, patch []byte, fresh reflect.Value) bool {
 	if isText(p.original) {
-		if merged, ok := mergeTrees(p.original, tree); ok && fill(fresh.Elem(), merged) {
+		if fill(fresh.Elem(), mergeTrees(p.original, tree)) {
 			return true
 		}
 		fresh.Elem().SetZero()
