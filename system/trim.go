@@ -49,11 +49,11 @@ func trimWhenQuiet(ctx context.Context) {
 	}
 }
 
-// Memory in use besides the live heap: as much again as the live heap before the next collection (GOGC is 100), a share of it for holes, what the
-// runtime has for stacks and itself, and memorySlack bytes for its growth and for small heaps.
+// Memory in use besides the live heap: as much again as the live heap before the next collection (GOGC is 100), a share of it for holes,
+// and memoryBase bytes for stacks, the runtime and small heaps.
 const (
-	holes       = 4 // a quarter
-	memorySlack = 16 << 20
+	holes      = 4 // a quarter
+	memoryBase = 48 << 20
 )
 
 // limitMemory sets the runtime's soft memory limit to what the present live heap needs: it then gives back at once what a peak took
@@ -63,26 +63,12 @@ func limitMemory() {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
 	}
-	if live, rest, ok := memoryInUse(); ok {
-		debug.SetMemoryLimit(2*live + live/holes + rest + memorySlack)
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	if live[0].Value.Kind() == metrics.KindUint64 {
+		n := int64(live[0].Value.Uint64())
+		debug.SetMemoryLimit(2*n + n/holes + memoryBase)
 	}
-}
-
-// memoryInUse gives the live heap and what the runtime holds besides its heap, in bytes.
-func memoryInUse() (live, rest int64, ok bool) {
-	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/objects:bytes"},
-		{Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
-	metrics.Read(samples)
-	for _, s := range samples {
-		if s.Value.Kind() != metrics.KindUint64 {
-			return 0, 0, false
-		}
-	}
-	rest = int64(samples[1].Value.Uint64())
-	for _, s := range samples[2:] {
-		rest -= int64(s.Value.Uint64())
-	}
-	return int64(samples[0].Value.Uint64()), rest, true
 }
 
 // sentinel is an object that nobody keeps.
