@@ -153,8 +153,7 @@ func (f factories) shutdown() {
 // build makes upstream's scheduler with its default configuration.
 //
 //lint:ignore SA1019 upstream's own scheduler still takes its recorders from this adapter
-func build(ctx context.Context, f factories, c *config.KubeSchedulerConfiguration, to *rest.Config, kube kubernetes.Interface,
-	b events.EventBroadcasterAdapter) (*upstream.Scheduler, error) {
+func build(ctx context.Context, f factories, c *config.KubeSchedulerConfiguration, to *rest.Config, kube kubernetes.Interface, b events.EventBroadcasterAdapter) (*upstream.Scheduler, error) {
 	f.typed.InformerFor(&corev1.Pod{}, podInformer)
 	recorder := func(name string) events.EventRecorderLogger { return b.NewRecorder(name) }
 	s, err := upstream.New(ctx, kube, f.typed, f.dynamic, recorder,
