@@ -23,6 +23,12 @@ func TestHierarchyOptions(t *testing.T) {
 	require.Equal(t, "/", cgroupOf("4:memory:/a\n", "cpu"))
 }
 
+// TestRoom: free space is looked at for the node that needs it, of a directory that is there.
+func TestRoom(t *testing.T) {
+	require.NoError(t, roomFor([]string{"knarr"}, "/proc"))
+	require.Error(t, roomFor([]string{"upstream"}, filepath.Join(t.TempDir(), "missing")))
+}
+
 // TestGroupsComeAndGo: a process that is started in the groups is found in them, and they can be removed after it.
 func TestGroupsComeAndGo(t *testing.T) {
 	all, err := makeCgroups("knarr-test-" + filepath.Base(t.TempDir()))

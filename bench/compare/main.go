@@ -108,6 +108,21 @@ func run(c config, names string) error {
 	return out.write(c.doc, c.about(begin))
 }
 
+// evictBelow is the free share of a disk, in percent, below which upstream's kubelet evicts pods by default (imagefs.available), and a little.
+const evictBelow = 16
+
+// roomFor says so before the start where upstream's node would run no pods for want of disk space.
+func roomFor(sides []string, dir string) error {
+	var disk syscall.Statfs_t
+	if err := syscall.Statfs(dir, &disk); err != nil {
+		return fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	if slices.Contains(sides, "upstream") && disk.Bavail*100 < disk.Blocks*evictBelow {
+		return fmt.Errorf("%d %% of the disk of %s is free: upstream's kubelet evicts all pods below 15 %%; make room", disk.Bavail*100/disk.Blocks, dir)
+	}
+	return nil
+}
+
 // complete makes paths absolute and checks the rest.
 func (c *config) complete(names string) (err error) {
 	if os.Getuid() != 0 {
@@ -142,6 +157,9 @@ func (c *config) complete(names string) (err error) {
 		if *p.path, err = filepath.Abs(*p.path); err != nil {
 			return err
 		}
+	}
+	if err := roomFor(c.sides, c.top); err != nil {
+		return err
 	}
 	if c.doc == "" && len(c.phases) == len(phases) && len(c.sides) == 2 && c.objects >= fullObjects && c.rounds >= fullRounds {
 		c.doc = filepath.Join(c.top, "docs", "performance.md")
