@@ -97,6 +97,9 @@ func run(c config, names string) error {
 	if err := c.buildPrograms(ctx); err != nil {
 		return err
 	}
+	if err := roomFor(c.sides, c.top); err != nil {
+		return err
+	}
 	begin := time.Now()
 	out := &results{}
 	err := c.rounded(ctx, out)
@@ -157,9 +160,6 @@ func (c *config) complete(names string) (err error) {
 		if *p.path, err = filepath.Abs(*p.path); err != nil {
 			return err
 		}
-	}
-	if err := roomFor(c.sides, c.top); err != nil {
-		return err
 	}
 	if c.doc == "" && len(c.phases) == len(phases) && len(c.sides) == 2 && c.objects >= fullObjects && c.rounds >= fullRounds {
 		c.doc = filepath.Join(c.top, "docs", "performance.md")
