@@ -2,8 +2,6 @@ package api
 
 import (
 	"bytes"
-	"hash/maphash"
-	"maps"
 	"slices"
 	"sync"
 
@@ -20,11 +18,8 @@ const (
 	maxFieldSetBytes = 4 << 10
 )
 
-// Sets of labels that are known for sharing, and how many labels one has at most; names that are known, and the bytes of one at most.
-const (
-	maxLabelSets, maxSharedLabels = 1024, 16
-	maxNames, maxNameBytes        = 1024, 128
-)
+// Names that are known for sharing, and the bytes of one at most.
+const maxNames, maxNameBytes = 1024, 128
 
 // fieldSets are descriptions of managed fields, one of each. Objects that the same program made have the same: of 5,000 pods of one
 // workload, 5,000 copies of about 700 bytes otherwise. It is safe for concurrent use.
@@ -55,40 +50,6 @@ func (s *fieldSets) share(f *metav1.FieldsV1) *metav1.FieldsV1 {
 	return f
 }
 
-// labelSets are sets of labels, one of each. It is safe for concurrent use.
-type labelSets struct {
-	mu    sync.Mutex
-	known map[uint64]map[string]string // by a hash; guarded by mu
-}
-
-var (
-	sharedLabels = labelSets{known: map[uint64]map[string]string{}}
-	labelSeed    = maphash.MakeSeed()
-)
-
-// share gives a set equal to l that nobody may change.
-func (s *labelSets) share(l map[string]string) map[string]string {
-	if len(l) == 0 || len(l) > maxSharedLabels {
-		return l
-	}
-	var sum uint64
-	for k, v := range l {
-		// The order of a map is not a set's: the sum is the same in any. A pair is more than its halves.
-		sum += (maphash.String(labelSeed, k) | 1) * (maphash.String(labelSeed, v) | 1)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	have, ok := s.known[sum]
-	switch {
-	case ok && maps.Equal(have, l):
-		return have
-	case !ok && len(s.known) >= maxLabelSets:
-		clear(s.known)
-	}
-	s.known[sum] = l
-	return l
-}
-
 // names are strings that many objects have: of programs, versions, namespaces, phases.
 type names struct {
 	mu    sync.Mutex
@@ -113,7 +74,8 @@ func named[S ~string](to *names, s *S) {
 	*s = S(have)
 }
 
-// shareParts lets an object that is about to become immutable share with others what they have in common.
+// shareParts lets an object that is about to become immutable share with others what they have in common, but for labels, which the store lets the
+// objects of a table share.
 func shareParts(obj runtime.Object) {
 	m, err := meta.Accessor(obj)
 	if err != nil {
@@ -125,7 +87,6 @@ func shareParts(obj runtime.Object) {
 			entries[i].FieldsV1 = sharedFields.share(f)
 		}
 	}
-	m.SetLabels(sharedLabels.share(m.GetLabels()))
 	to := &sharedNames
 	to.mu.Lock()
 	defer to.mu.Unlock()
