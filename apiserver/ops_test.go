@@ -195,7 +195,7 @@ func TestFairnessRejects(t *testing.T) {
 			NominalConcurrencyShares: ptr.To[int32](0), BorrowingLimitPercent: ptr.To[int32](0), LimitResponse: flowcontrolv1.LimitResponse{Type: flowcontrolv1.LimitResponseTypeReject}}},
 	}, metav1.CreateOptions{})
 	require.NoError(t, err)
-	_, err = s.FlowcontrolV1().FlowSchemas().Create(ctx, &flowcontrolv1.FlowSchema{
+	schema, err := s.FlowcontrolV1().FlowSchemas().Create(ctx, &flowcontrolv1.FlowSchema{
 		ObjectMeta: metav1.ObjectMeta{Name: "none"},
 		Spec: flowcontrolv1.FlowSchemaSpec{MatchingPrecedence: 10, PriorityLevelConfiguration: flowcontrolv1.PriorityLevelConfigurationReference{Name: "none"},
 			Rules: []flowcontrolv1.PolicyRulesWithSubjects{{
@@ -209,9 +209,10 @@ func TestFairnessRejects(t *testing.T) {
 		Subjects: []rbacv1.Subject{{Kind: "User", APIGroup: rbacv1.GroupName, Name: "nobody"}}}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	c := newClient(t, true)
-	require.Eventually(t, func() bool {
-		f, err := s.FlowcontrolV1().FlowSchemas().Get(ctx, "none", metav1.GetOptions{})
-		return err == nil && len(f.Status.Conditions) > 0
+	require.Eventually(t, func() bool { // the binding and the level have each reached who decides by them
+		a := s.ask(t, c, request{path: "/version", token: nobodyToken})
+		return a.header.Get("X-Kubernetes-Pf-Flowschema-Uid") == string(schema.UID) &&
+			s.ask(t, c, request{path: "/api/v1/namespaces", token: nobodyToken}).status == 200
 	}, timeout, 5*time.Millisecond)
 	hold, release := io.Pipe() // a level without seats runs one request at a time: this one
 	defer release.Close()

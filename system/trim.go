@@ -80,10 +80,10 @@ func onCollection(ctx context.Context, c chan<- struct{}) {
 		if ctx.Err() != nil {
 			return
 		}
+		onCollection(ctx, c) // before the message: its reader may begin the next collection
 		select {
 		case c <- struct{}{}:
 		default:
 		}
-		onCollection(ctx, c)
 	}, struct{}{})
 }
