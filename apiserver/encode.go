@@ -28,8 +28,11 @@ type format interface {
 	name() string
 	// parts give one object as a whole response: its own bytes and what stands around them, the head appended to scratch.
 	parts(scratch []byte, rec *store.Record, kind schema.GroupVersionKind) (head, body, tail []byte, err error)
-	// list makes a list of objects, whose own bytes are items.
-	list(page *api.Page, items [][]byte, kind schema.GroupVersionKind) (*listBody, error)
+	// item makes what writes an object's own bytes into a list; inList is how many bytes that takes, where list needs to know.
+	item(kind schema.GroupVersionKind) itemWriter
+	inList(item []byte) int
+	// list gives what stands around the items of a list, which are size bytes by inList.
+	list(page *api.Page, size int, kind schema.GroupVersionKind) (head, tail []byte, err error)
 	// event appends one frame of a watch; obj is what encodes the object.
 	event(out []byte, kind watch.EventType, obj []byte, gvk schema.GroupVersionKind) []byte
 	// raw gives the object's own bytes as event wants them.
@@ -37,6 +40,9 @@ type format interface {
 	// encode makes the bytes that raw gives, for an object that is not in a table.
 	encode(obj runtime.Object) ([]byte, error)
 }
+
+// An itemWriter appends what stands before an object's bytes in a list, and gives those that are sent. It keeps nothing.
+type itemWriter func(out, item []byte, first bool) (_, rest []byte)
 
 // listMeta is a list's metadata.
 func listMeta(page *api.Page) metav1.ListMeta {
@@ -68,22 +74,34 @@ func typePrefix(gvk schema.GroupVersionKind) []byte {
 	return []byte(`{"kind":"` + gvk.Kind + `","apiVersion":"` + gvk.GroupVersion().String() + `",`)
 }
 
-func (jsonFormat) list(page *api.Page, items [][]byte, kind schema.GroupVersionKind) (*listBody, error) {
-	meta, err := json.Marshal(listMeta(page))
-	if err != nil {
-		return nil, err
-	}
-	head := slices.Concat([]byte(`{"kind":"`+kind.Kind+`List","apiVersion":"`+kind.GroupVersion().String()+`","metadata":`), meta, []byte(`,"items":[`))
+func (jsonFormat) item(kind schema.GroupVersionKind) itemWriter {
 	prefix := typePrefix(kind)
-	separator := ""
-	return &listBody{rest: head, items: items, tail: []byte("]}\n"), open: func(out, item []byte) (_, rest []byte) {
-		out = append(out, separator...)
-		separator = ","
+	return func(out, item []byte, first bool) (_, rest []byte) {
+		out = separated(out, first)
 		if rest, ok := bytes.CutPrefix(item, prefix); ok {
 			return append(out, '{'), rest
 		}
 		return out, item
-	}}, nil
+	}
+}
+
+// separated appends what stands between items.
+func separated(out []byte, first bool) []byte {
+	if first {
+		return out
+	}
+	return append(out, ',')
+}
+
+func (jsonFormat) inList([]byte) int { return 0 }
+
+func (jsonFormat) list(page *api.Page, _ int, kind schema.GroupVersionKind) (head, tail []byte, err error) {
+	meta, err := json.Marshal(listMeta(page))
+	if err != nil {
+		return nil, nil, err
+	}
+	head = slices.Concat([]byte(`{"kind":"`+kind.Kind+`List","apiVersion":"`+kind.GroupVersion().String()+`","metadata":`), meta, []byte(`,"items":[`))
+	return head, []byte("]}\n"), nil
 }
 
 func (jsonFormat) event(out []byte, kind watch.EventType, obj []byte, _ schema.GroupVersionKind) []byte {
@@ -159,21 +177,22 @@ func fieldSize(n int) int { return 1 + uvarintSize(n) + n }
 
 func uvarintSize(n int) int { return (bits.Len64(uint64(n)|1) + 6) / 7 }
 
-func (protoFormat) list(page *api.Page, items [][]byte, kind schema.GroupVersionKind) (*listBody, error) {
+func (protoFormat) item(schema.GroupVersionKind) itemWriter {
+	return func(out, item []byte, _ bool) (_, rest []byte) {
+		return binary.AppendUvarint(append(out, tagTwo), uint64(len(item))), item
+	}
+}
+
+func (protoFormat) inList(item []byte) int { return fieldSize(len(item)) }
+
+func (protoFormat) list(page *api.Page, size int, kind schema.GroupVersionKind) (head, tail []byte, err error) {
 	m := listMeta(page)
 	meta, err := m.Marshal()
 	if err != nil {
-		return nil, err
-	}
-	size := fieldSize(len(meta))
-	for _, item := range items {
-		size += fieldSize(len(item))
+		return nil, nil, err
 	}
 	kind.Kind += "List"
-	head := appendField(openEnvelope(nil, kind, size), tagOne, meta)
-	return &listBody{rest: head, items: items, tail: closeEnvelope, open: func(out, item []byte) (_, rest []byte) {
-		return binary.AppendUvarint(append(out, tagTwo), uint64(len(item))), item
-	}}, nil
+	return appendField(openEnvelope(nil, kind, fieldSize(len(meta))+size), tagOne, meta), closeEnvelope, nil
 }
 
 // event appends a length-prefixed metav1.WatchEvent whose object is an enveloped message.

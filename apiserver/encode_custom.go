@@ -31,7 +31,11 @@ func (f customFormat) parts(_ []byte, rec *store.Record, _ schema.GroupVersionKi
 	return nil, body, newline, err
 }
 
-func (f customFormat) list(page *api.Page, items [][]byte, kind schema.GroupVersionKind) (*listBody, error) {
+func (f customFormat) item(schema.GroupVersionKind) itemWriter {
+	return func(out, item []byte, first bool) (_, rest []byte) { return separated(out, first), item }
+}
+
+func (f customFormat) list(page *api.Page, _ int, kind schema.GroupVersionKind) (head, tail []byte, err error) {
 	m := listMeta(page)
 	list := unstructured.UnstructuredList{}
 	list.SetResourceVersion(m.ResourceVersion)
@@ -39,15 +43,10 @@ func (f customFormat) list(page *api.Page, items [][]byte, kind schema.GroupVers
 	list.SetRemainingItemCount(m.RemainingItemCount)
 	meta, err := api.EncodeJSON(&unstructured.Unstructured{Object: list.Object})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	separator := ""
-	return &listBody{rest: []byte(`{"apiVersion":"` + kind.GroupVersion().String() + `","items":[`), items: items,
-		tail: slices.Concat([]byte(`],"kind":"`+f.listKind+`",`), meta[1:], newline), open: func(out, item []byte) (_, rest []byte) {
-			out = append(out, separator...)
-			separator = ","
-			return out, item
-		}}, nil
+	head = []byte(`{"apiVersion":"` + kind.GroupVersion().String() + `","items":[`)
+	return head, slices.Concat([]byte(`],"kind":"`+f.listKind+`",`), meta[1:], newline), nil
 }
 
 // formatFor is formatFor for custom resources, of which there is no protobuf: clients that would rather have that get what they accept next. It gives nil where

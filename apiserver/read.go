@@ -24,10 +24,11 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"knarr/api"
+	"knarr/apiserver/pieces"
 )
 
 const (
-	// compressFrom is the size from which an answer is compressed for a client that is not on this machine, as upstream.
+	// compressFrom is the size from which an answer is compressed, as upstream: for a client that is not on this machine, and see zip_list.go.
 	compressFrom = 128 << 10
 )
 
@@ -38,6 +39,7 @@ type reader struct {
 	custom   *servedResources
 	next     http.Handler
 	metrics  *readMetrics
+	zips     *pieces.Cache
 	// audited says that a policy may want answers recorded, which upstream's handlers do.
 	audited bool
 }
@@ -48,6 +50,7 @@ type read struct {
 	kind   *api.Kind
 	custom *served // nil: a built-in kind
 	format format
+	zips   *pieces.Cache // of all lists
 	// namespace of the object, or of the list; empty for cluster-scoped kinds and lists across namespaces.
 	namespace string
 }
@@ -106,7 +109,7 @@ func (r *reader) accept(req *http.Request) *read {
 	if kind.Stored == (schema.GroupVersionKind{Version: "v1", Kind: "Namespace"}) {
 		namespace = "" // RequestInfo puts a namespace into itself
 	}
-	return &read{info: info, kind: kind, format: f, namespace: namespace}
+	return &read{info: info, kind: kind, format: f, zips: r.zips, namespace: namespace}
 }
 
 // acceptCustom is accept for a custom resource.
@@ -119,7 +122,7 @@ func (r *reader) acceptCustom(info *apirequest.RequestInfo, accept string) *read
 	if f == nil {
 		return nil
 	}
-	return &read{info: info, kind: s.kind, custom: s, format: f, namespace: info.Namespace}
+	return &read{info: info, kind: s.kind, custom: s, format: f, zips: r.zips, namespace: info.Namespace}
 }
 
 // asksForMore tells parameters that upstream's handlers have an answer of their own to.
@@ -246,16 +249,30 @@ func write(w http.ResponseWriter, req *http.Request, contentType string, data []
 
 // compressed gives what to write an answer of size bytes to, and what to call after the last: a compressor where that pays.
 func compressed(w http.ResponseWriter, req *http.Request, size int) (io.Writer, func(), error) {
-	if size < compressFrom || !strings.Contains(req.Header.Get("Accept-Encoding"), "gzip") || isLocal(req) {
+	if size < compressFrom || !acceptsZip(req) || isLocal(req) {
 		return w, func() {}, nil
 	}
 	z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
 	if err != nil {
 		return nil, nil, apierrors.NewInternalError(err)
 	}
-	w.Header().Set("Content-Encoding", "gzip")
-	w.Header().Add("Vary", "Accept-Encoding")
+	announceZip(w.Header())
 	return z, func() { _ = z.Close() }, nil
+}
+
+func announceZip(h http.Header) {
+	h.Set("Content-Encoding", "gzip")
+	h.Add("Vary", "Accept-Encoding")
+}
+
+// acceptsZip tells who takes gzip, as upstream does: with a weight it is not taken for that.
+func acceptsZip(req *http.Request) bool {
+	for token := range strings.SplitSeq(req.Header.Get("Accept-Encoding"), ",") {
+		if strings.TrimSpace(token) == "gzip" {
+			return true
+		}
+	}
+	return false
 }
 
 // isLocal tells clients for whom compression only costs.

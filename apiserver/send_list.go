@@ -27,8 +27,9 @@ type listBody struct {
 	rest  []byte
 	items [][]byte // that follow
 	tail  []byte   // after the last
-	// open appends what stands before an item's bytes, and gives those that are sent.
-	open    func(out, item []byte) (_, rest []byte)
+	open  itemWriter
+	begun bool // the first item is in rest, or sent
+	// scratch is for what stands before an item.
 	scratch [16]byte
 }
 
@@ -52,7 +53,8 @@ func (l *listBody) next(out []byte, limit int) ([]byte, bool) {
 
 // begin goes on to the next item, where what stands before it fits.
 func (l *listBody) begin(out []byte, end int) []byte {
-	head, body := l.open(l.scratch[:0], l.items[0])
+	head, body := l.open(l.scratch[:0], l.items[0], !l.begun)
+	l.begun = true
 	if len(head) > end-len(out) {
 		l.rest = append(append(make([]byte, 0, len(head)+len(body)), head...), body...)
 	} else {
@@ -64,8 +66,11 @@ func (l *listBody) begin(out []byte, end int) []byte {
 
 // listing is what a list is made of, for use again: of 5,000 objects it is a third of a megabyte.
 type listing struct {
-	page  api.Page
-	items [][]byte
+	page     api.Page
+	items    [][]byte
+	parts    []part
+	versions []int64
+	buffer   []byte // the items of a part
 }
 
 var listings = sync.Pool{New: func() any { return &listing{} }}
@@ -74,47 +79,78 @@ var listings = sync.Pool{New: func() any { return &listing{} }}
 func (l *listing) leave() {
 	clear(l.page.Records)
 	clear(l.items)
+	clear(l.parts)
+	if cap(l.buffer) > 2*pieceBytes {
+		l.buffer = nil
+	}
 	listings.Put(l)
 }
 
-// gather finds or makes the items' bytes, and gives their size.
-func (l *listing) gather(f format) (size int, err error) {
-	l.items = slices.Grow(l.items[:0], len(l.page.Records))[:len(l.page.Records)]
-	store.Encodings(l.page.Records, f.name(), l.items)
-	for i, rec := range l.page.Records {
-		if l.items[i] == nil {
-			if l.items[i], err = f.raw(rec); err != nil {
-				return 0, apierrors.NewInternalError(err)
+// gather finds or makes the bytes of the items from the i-th up to the j-th.
+func (l *listing) gather(f format, i, j int) (err error) {
+	records, items := l.page.Records[i:j], l.items[i:j]
+	store.Encodings(records, f.name(), items)
+	for i, rec := range records {
+		if items[i] == nil {
+			if items[i], err = f.raw(rec); err != nil {
+				return apierrors.NewInternalError(err)
 			}
 		}
-		size += len(l.items[i])
 	}
-	return size, nil
+	return nil
 }
 
 // sendList writes a list.
 func (rd *read) sendList(w http.ResponseWriter, req *http.Request, l *listing) error {
-	size, err := l.gather(rd.format)
+	l.items = slices.Grow(l.items[:0], len(l.page.Records))[:len(l.page.Records)]
+	w.Header().Set("Content-Type", rd.format.contentType())
+	body, err := rd.zipped(req, l)
 	if err != nil {
 		return err
 	}
-	body, err := rd.format.list(&l.page, l.items, rd.kind.Stored)
-	if err != nil {
-		return apierrors.NewInternalError(err)
+	if body != nil {
+		announceZip(w.Header())
+		body.send(w, req)
+		return nil
 	}
-	w.Header().Set("Content-Type", rd.format.contentType())
+	if err := l.gather(rd.format, 0, len(l.items)); err != nil {
+		return err
+	}
+	size, inList := 0, 0
+	for _, item := range l.items {
+		size += len(item)
+		inList += rd.format.inList(item)
+	}
+	if body, err = rd.around(l, inList); err != nil {
+		return err
+	}
+	body.items = l.items
 	out, end, err := compressed(w, req, size)
 	if err != nil {
 		return err
 	}
-	// An error of the writer: the client went away, and nobody is left to tell.
-	if out == w && pour(w, req, body) {
-		return nil
-	}
-	if body.writeTo(out) == nil {
+	if out == w {
+		body.send(w, req)
+	} else if body.writeTo(out) == nil {
 		end()
 	}
 	return nil
+}
+
+// around makes a list without its items, which are inList bytes.
+func (rd *read) around(l *listing, inList int) (*listBody, error) {
+	head, tail, err := rd.format.list(&l.page, inList, rd.kind.Stored)
+	if err != nil {
+		return nil, apierrors.NewInternalError(err)
+	}
+	return &listBody{rest: head, tail: tail, open: rd.format.item(rd.kind.Stored)}, nil
+}
+
+// send sends the body, as well as the connection can. An error of the writer is not told: the client went away.
+func (l *listBody) send(w http.ResponseWriter, req *http.Request) {
+	if !pour(w, req, l) {
+		_ = l.writeTo(w)
+	}
 }
 
 // writeTo writes what is left.

@@ -37,8 +37,13 @@ func TestListBody(t *testing.T) {
 			}
 			var whole []byte
 			for _, limit := range []int{1 << 20, 1, 2, 3, 5, 7, 100, 1000} {
-				body, err := f.list(page, items, gvk)
+				inList := 0
+				for _, item := range items {
+					inList += f.inList(item)
+				}
+				head, tail, err := f.list(page, inList, gvk)
 				require.NoError(t, err)
+				body := listBody{rest: head, items: items, tail: tail, open: f.item(gvk)}
 				var got []byte
 				for more := true; more; {
 					before := len(got)

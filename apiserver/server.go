@@ -36,6 +36,7 @@ import (
 
 	"knarr/api"
 	"knarr/apiserver/h2"
+	"knarr/apiserver/pieces"
 )
 
 const (
@@ -125,7 +126,8 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	reads := &reader{registry: c.Registry, custom: s.custom.served, next: soundPatches(writes), metrics: s.reads, audited: s.auditing.backend != nil}
+	reads := &reader{registry: c.Registry, custom: s.custom.served, next: soundPatches(writes), metrics: s.reads, zips: pieces.NewCache(zippedBytes),
+		audited: s.auditing.backend != nil}
 	attempts := findAuthenticationCounts()
 	s.handler = &fastWrites{next: filters.wrap(reads, legacyscheme.Codecs), inner: reads, writer: writes, authn: s.id.byCertificate, inProcess: c.InProcessUser,
 		resolver: requestInfoResolver(), exempt: &exempting{registry: c.Registry}, flow: s.flow, end: s.end, attempts: attempts}

@@ -27,6 +27,9 @@ type Record struct {
 // Labels returns the labels of the object as the table knows them; nil where there are none, and for a record made outside a store.
 func (r *Record) Labels() *LabelSet { return r.labels }
 
+// Size is the number of bytes that the engine keeps for this record; zero for a record made outside a store.
+func (r *Record) Size() int64 { return r.size }
+
 // EncodedAs says whether an encoding may be the one that the engine keeps for this record: it is sure when it is not, by a
 // fingerprint of 64 bits otherwise.
 func (r *Record) EncodedAs(value []byte) bool {
