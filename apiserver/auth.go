@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
@@ -20,6 +21,7 @@ import (
 // identity is who may speak and what they may do.
 type identity struct {
 	authenticator authenticator.Request
+	tokens        *tokenCache
 	audiences     authenticator.Audiences
 	authorizer    authorizer.Authorizer
 	decisions     *decisions // the authorizer, as what it is
@@ -97,15 +99,27 @@ func (id *identity) authenticate(ctx context.Context, c *Config, client kubernet
 	config.ServiceAccountTokenGetter = getter
 	config.SecretsWriter = client.CoreV1()
 	config.ClientCAContentProvider = id.clientCA
+	config.TokenSuccessCacheTTL /= 2 // the other half is the token cache's
 	remote, update, _, _, err := config.New(ctx)
 	if err != nil {
 		return fmt.Errorf("make the authenticators: %w", err)
 	}
+	id.tokens = newTokenCache(newCertificateCache(remote), id.audiences, config.TokenSuccessCacheTTL)
 	if o := c.options().Authentication; o.AuthenticationConfigFile != "" {
-		id.reload = &reloader{options: o, update: update, seen: config.AuthenticationConfigData}
+		id.reload = &reloader{options: o, update: id.tokens.forgetAfter(update), seen: config.AuthenticationConfigData}
 	}
-	id.authenticator = &inProcessFirst{user: c.InProcessUser, audiences: id.audiences, next: newCertificateCache(remote)}
+	id.authenticator = &inProcessFirst{user: c.InProcessUser, audiences: id.audiences, next: id.tokens}
 	return nil
+}
+
+// byKnownToken gives the user that a request without any other proof is from by a token that was verified a moment ago.
+func (id *identity) byKnownToken(req *http.Request) (user.Info, bool) {
+	token := soleToken(req)
+	if token == "" {
+		return nil, false
+	}
+	u, _, ok := id.tokens.find(token, time.Now())
+	return u, ok
 }
 
 // byCertificate gives the user that a request without any other proof is from by its client certificate.

@@ -72,7 +72,14 @@ func (d *decisions) now() int64 {
 
 // known is a remembered decision that still holds, else NoOpinion.
 func (d *decisions) known(key decisionKey) authorizer.Decision {
-	out, _ := d.find(key, d.now())
+	stamp := d.now()
+	out, ok := d.find(key, stamp)
+	if !ok && key.name != "" {
+		key.name = ""
+		if out, _ = d.find(key, stamp); out.Decision != authorizer.DecisionAllow {
+			out.Decision = authorizer.DecisionNoOpinion
+		}
+	}
 	return out.Decision
 }
 
@@ -107,14 +114,35 @@ func (d *decisions) Authorize(ctx context.Context, a authorizer.Attributes) (aut
 	} else {
 		key.path = a.GetPath()
 	}
+	if key.name != "" {
+		any := key
+		any.name = ""
+		if known, err := d.decide(ctx, any, stamp, anyName{a}); err == nil && known.Decision == authorizer.DecisionAllow {
+			return known.Decision, known.reason, nil
+		}
+	}
+	made, err := d.decide(ctx, key, stamp, a)
+	return made.Decision, made.reason, err
+}
+
+// anyName is a request about no object by name. RBAC allows what it allows of such a request for each name; what it allows for some names only, it does not
+// allow of this one.
+type anyName struct{ authorizer.Attributes }
+
+// GetName implements authorizer.Attributes.
+func (anyName) GetName() string { return "" }
+
+// decide gives a decision, which is made and remembered unless it is known.
+func (d *decisions) decide(ctx context.Context, key decisionKey, stamp int64, a authorizer.Attributes) (decision, error) {
 	if known, ok := d.find(key, stamp); ok {
-		return known.Decision, known.reason, nil
+		return known, nil
 	}
-	made, reason, err := d.next.Authorize(ctx, a)
+	out, reason, err := d.next.Authorize(ctx, a)
+	made := decision{out, reason}
 	if err == nil {
-		d.remember(key, stamp, decision{made, reason})
+		d.remember(key, stamp, made)
 	}
-	return made, reason, err
+	return made, err
 }
 
 // remember keeps a decision that was made after the stamp was taken; changes in between make it forgotten at the next look.

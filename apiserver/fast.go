@@ -19,12 +19,13 @@ import (
 )
 
 // fastReads answers the commonest request of all, a GET of one stored object over HTTP/2, on the goroutine that reads the
-// connection: who asks was learned from the connection's certificate, whether they may is remembered (decisions), and the
-// bytes are there. Everything else, refusals included, goes through the filters (chain.go); an answer of this path is the
+// connection: who asks was learned from the connection's certificate or a token that was verified a moment ago, whether they may is remembered
+// (decisions), and the bytes are there. Everything else, refusals included, goes through the filters (chain.go); an answer of this path is the
 // one that they would give, which TestFastReads holds.
 type fastReads struct {
 	reader    *reader
 	authn     func(*http.Request) (user.Info, bool)
+	tokens    *tokenCache
 	decisions *decisions
 	inflight  *level
 	attempts  *authenticationCounts
@@ -33,7 +34,8 @@ type fastReads struct {
 // peer is what is known of whoever is at the other end of a connection.
 type peer struct {
 	user    user.Info
-	until   time.Time // end of the certificate
+	token   string    // that told it; empty: the certificate
+	until   time.Time // when it has to be told anew
 	subject string    // of decisions; empty: may everything
 	counts  *peerCounts
 }
@@ -50,33 +52,39 @@ func (f *fastReads) serve(e *h2.Exchange) bool {
 	if !ok {
 		return false
 	}
-	accept, ok := plainFields(e)
+	accept, token, ok := plainFields(e)
 	if !ok {
 		return false
 	}
 	now := time.Now()
-	p := f.peerOf(e, now)
+	p := f.peerOf(e, token, now)
 	if p == nil || !f.allowed(p, &t) {
 		return false
 	}
 	return f.answer(e, p, &t, accept, now)
 }
 
-// plainFields gives the Accept field, and whether the others are among those that change nothing.
-func plainFields(e *h2.Exchange) (accept string, ok bool) {
+// plainFields gives the Accept field and a bearer's token, and whether the others are among those that change nothing.
+func plainFields(e *h2.Exchange) (accept, token string, ok bool) {
 	for i := range e.Fields {
 		switch f := &e.Fields[i]; f.Name {
 		case "accept":
 			if accept != "" {
-				return "", false
+				return "", "", false
 			}
 			accept = f.Value
+		case "authorization":
+			if t := bearer(f.Value); t == "" || token != "" {
+				return "", "", false
+			} else {
+				token = t
+			}
 		case "accept-encoding", "user-agent", "kubectl-command", "kubectl-session":
 		default:
-			return "", false
+			return "", "", false
 		}
 	}
-	return accept, true
+	return accept, token, true
 }
 
 // parseTarget understands /api/VERSION/... and /apis/GROUP/VERSION/... down to one object; not what is escaped or has a query.
@@ -111,16 +119,26 @@ func (t *target) isWhole() bool {
 		!strings.Contains(t.name, "/") && t.namespace != "." && t.namespace != ".."
 }
 
-// peerOf learns once a connection who its client certificate names; nil where it names nobody.
-func (f *fastReads) peerOf(e *h2.Exchange, now time.Time) *peer {
-	if p, ok := e.Peer.(*peer); ok {
+// peerOf learns who is at the other end: once a connection who its client certificate names, each few seconds who a token is from; nil where that is nobody, or not
+// known.
+func (f *fastReads) peerOf(e *h2.Exchange, token string, now time.Time) *peer {
+	if p, ok := e.Peer.(*peer); ok && p.token == token && (token == "" || now.Before(p.until)) {
 		if p.user == nil || !now.Before(p.until) {
 			return nil
 		}
 		return p
 	}
-	p := &peer{}
-	e.Peer = p
+	if token != "" {
+		u, until, ok := f.tokens.find(token, now)
+		if !ok || e.TLS == nil || len(e.TLS.PeerCertificates) > 0 {
+			return nil
+		}
+		p := f.peer(u, until)
+		p.token = token
+		e.Peer = p
+		return p
+	}
+	e.Peer = &peer{}
 	if e.TLS == nil || len(e.TLS.PeerCertificates) == 0 {
 		return nil
 	}
@@ -128,10 +146,13 @@ func (f *fastReads) peerOf(e *h2.Exchange, now time.Time) *peer {
 	if !ok {
 		return nil
 	}
-	p.user, p.until = u, e.TLS.PeerCertificates[0].NotAfter
-	p.subject = f.decisions.subject(u)
-	p.counts = f.attempts.of(u.GetName())
+	p := f.peer(u, e.TLS.PeerCertificates[0].NotAfter)
+	e.Peer = p
 	return p
+}
+
+func (f *fastReads) peer(u user.Info, until time.Time) *peer {
+	return &peer{user: u, until: until, subject: f.decisions.subject(u), counts: f.attempts.of(u.GetName())}
 }
 
 // allowed reports what is known without asking anybody: system:masters may everything, others what they were allowed before.

@@ -111,28 +111,47 @@ func TestFastReads(t *testing.T) {
 	}
 }
 
-// TestFastReadsAreAllowed holds that a short cut ends the moment that the right to it does.
+// TestFastReadsAreAllowed holds that a short cut ends the moment that the right to it does, and that a right to one object is none to another.
 func TestFastReadsAreAllowed(t *testing.T) {
 	s, config, shortcuts := serveCounted(t)
 	ctx := context.Background()
-	c := clientFor(t, config, "jane", "readers")
-	read := request{path: "/api/v1/namespaces/default/services/kubernetes"}
-	require.Equal(t, http.StatusForbidden, s.ask(t, c, read).status)
-	rbac := s.RbacV1()
-	_, err := rbac.Roles("default").Create(ctx, &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: "r"},
-		Rules: []rbacv1.PolicyRule{{Verbs: []string{"get"}, APIGroups: []string{""}, Resources: []string{"services"}}}}, metav1.CreateOptions{})
-	require.NoError(t, err)
-	_, err = rbac.RoleBindings("default").Create(ctx, &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "r"},
-		RoleRef:  rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "Role", Name: "r"},
-		Subjects: []rbacv1.Subject{{APIGroup: "rbac.authorization.k8s.io", Kind: "Group", Name: "readers"}}}, metav1.CreateOptions{})
-	require.NoError(t, err)
-	for range 3 {
-		require.Equal(t, http.StatusOK, s.ask(t, c, read).status)
+	jane, robot := clientFor(t, config, "jane", "readers"), newClient(t, true)
+	token := robotToken(t, s.cluster)
+	path := func(name string) string { return "/api/v1/namespaces/default/configmaps/" + name }
+	for _, name := range []string{"a", "b"} {
+		_, err := s.CoreV1().ConfigMaps("default").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		require.NoError(t, err)
 	}
-	require.Equal(t, int64(2), shortcuts.Load(), "the first is asked for, the others are remembered")
-	require.NoError(t, rbac.RoleBindings("default").Delete(ctx, "r", metav1.DeleteOptions{}))
-	require.Equal(t, http.StatusForbidden, s.ask(t, c, read).status)
-	require.Equal(t, int64(2), shortcuts.Load())
+	ask := func(c *http.Client, token, name string, status, short int) {
+		t.Helper()
+		before := shortcuts.Load()
+		require.Equal(t, status, s.ask(t, c, request{path: path(name), token: token}).status)
+		require.EqualValues(t, short, shortcuts.Load()-before)
+	}
+	allow := func(subject rbacv1.Subject, names ...string) {
+		_, err := s.RbacV1().Roles("default").Create(ctx, &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: subject.Name},
+			Rules: []rbacv1.PolicyRule{{Verbs: []string{"get"}, APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: names}}}, metav1.CreateOptions{})
+		require.NoError(t, err)
+		_, err = s.RbacV1().RoleBindings("default").Create(ctx, &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: subject.Name},
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: subject.Name}, Subjects: []rbacv1.Subject{subject}}, metav1.CreateOptions{})
+		require.NoError(t, err)
+	}
+	ask(jane, "", "a", 403, 0)
+	allow(rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: "Group", Name: "readers"})
+	allow(rbacv1.Subject{Kind: "ServiceAccount", Namespace: "default", Name: "robot"}, "b")
+	ask(jane, "", "a", 200, 0) // asked for
+	ask(jane, "", "a", 200, 1) // remembered
+	ask(jane, "", "b", 200, 1) // for all names
+	ask(robot, token, "a", 403, 0)
+	ask(robot, token, "b", 200, 0)
+	ask(robot, token, "b", 200, 1)
+	ask(robot, token, "a", 403, 0)
+	ask(robot, token+"x", "b", 401, 0)
+	require.NoError(t, s.RbacV1().RoleBindings("default").Delete(ctx, "readers", metav1.DeleteOptions{}))
+	ask(jane, "", "a", 403, 0)
+	ask(robot, token, "b", 200, 0) // roles have changed: asked for again
+	require.NoError(t, s.RbacV1().RoleBindings("default").Delete(ctx, "robot", metav1.DeleteOptions{}))
+	ask(robot, token, "b", 403, 0)
 }
 
 // BenchmarkFastGet is a GET over TLS on loopback, client included.

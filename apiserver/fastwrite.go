@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/audit"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/filters"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
@@ -24,22 +26,26 @@ import (
 	"knarr/store"
 )
 
-// fastWrites hands requests of members of system:masters to the handlers at once: writes of stored objects, and gets of custom resources. The
-// filters would let them pass: nobody else is asked whether they may, and priority and fairness exempts them. What the filters leave in the
-// answer stands in it all the same. The request stays on its goroutine, since such handlers end by a deadline of their own. Everything
-// else goes through the filters (chain.go), whose answers are the same, which TestFastWrites holds.
+// fastWrites hands requests to the handlers at once where the filters would let them pass: writes of stored objects, and gets of custom resources, by who is known by
+// a certificate or a token that was verified a moment ago, and may do what they ask for. Members of system:masters may do everything and are exempt from priority and fairness, which
+// all others are subject to here too. What the filters leave in the answer stands in it all the same. The request stays on its goroutine, since such
+// handlers end by a deadline of their own. Everything else goes through the filters (chain.go), refusals included, and its answers are the same, which
+// TestFastWrites holds.
 type fastWrites struct {
 	next   http.Handler // the filters
 	inner  http.Handler // what is behind them
 	writer *writer
-	// authn learns who asks from the connection's certificate, inProcess from the context of who has no connection.
-	authn     func(*http.Request) (user.Info, bool)
-	inProcess func(context.Context) (user.Info, bool)
-	resolver  apirequest.RequestInfoResolver
-	flow      *flowControl
-	exempt    *exempting
-	end       *shutdown
-	attempts  *authenticationCounts
+	// authn learns who asks from the connection's certificate, token from a known token, inProcess from the context of who has no connection.
+	authn, token func(*http.Request) (user.Info, bool)
+	inProcess    func(context.Context) (user.Info, bool)
+	authorizer   authorizer.Authorizer
+	// limited puts a fastRequest under priority and fairness.
+	limited  http.Handler
+	resolver apirequest.RequestInfoResolver
+	flow     *flowControl
+	exempt   *exempting
+	end      *shutdown
+	attempts *authenticationCounts
 }
 
 // Header fields by which priority and fairness tells what a request was taken for.
@@ -82,15 +88,41 @@ func (f *fastWrites) accept(req *http.Request) *http.Request {
 	if err != nil || !f.isBounded(info) {
 		return nil
 	}
-	u, ok := f.inProcess(req.Context())
+	u, ok := f.who(req)
 	if !ok {
-		u, ok = f.authn(req)
-	}
-	if !ok || !isOfMasters(u) {
 		return nil
 	}
 	ctx := apirequest.WithReceivedTimestamp(audit.WithAuditContext(req.Context()), now)
-	return req.WithContext(apirequest.WithUser(apirequest.WithRequestInfo(ctx, info), u))
+	inner := req.WithContext(apirequest.WithUser(apirequest.WithRequestInfo(ctx, info), u))
+	if !isOfMasters(u) && !f.allowed(inner.Context()) {
+		return nil
+	}
+	if inner.Header["Authorization"] != nil { // nobody behind the filters sees it, as upstream
+		inner.Header = maps.Clone(inner.Header)
+		delete(inner.Header, "Authorization")
+	}
+	return inner
+}
+
+// who gives the user where that is known without asking upstream's authenticators.
+func (f *fastWrites) who(req *http.Request) (user.Info, bool) {
+	if u, ok := f.inProcess(req.Context()); ok {
+		return u, true
+	}
+	if req.Header["Authorization"] != nil {
+		return f.token(req)
+	}
+	return f.authn(req)
+}
+
+// allowed asks the authorizers, for whom upstream's filter would ask again if they do not allow it.
+func (f *fastWrites) allowed(ctx context.Context) bool {
+	attributes, err := filters.GetAuthorizerAttributes(ctx)
+	if err != nil {
+		return false
+	}
+	decision, _, err := f.authorizer.Authorize(ctx, attributes)
+	return err == nil && decision == authorizer.DecisionAllow
 }
 
 // isBounded tells requests whose handlers end by themselves: upstream's give up a write of an object after 34 seconds.
@@ -115,7 +147,7 @@ func (f *fastWrites) isBounded(info *apirequest.RequestInfo) bool {
 func (f *fastWrites) onlyPlain(h http.Header) bool {
 	for name := range h {
 		switch name {
-		case "Accept", "Accept-Encoding", "Content-Length", "Content-Type", "User-Agent", "Kubectl-Command", "Kubectl-Session":
+		case "Accept", "Accept-Encoding", "Authorization", "Content-Length", "Content-Type", "User-Agent", "Kubectl-Command", "Kubectl-Session":
 		default:
 			return false
 		}
@@ -126,31 +158,44 @@ func (f *fastWrites) onlyPlain(h http.Header) bool {
 // serve does what the filters do around a handler.
 func (f *fastWrites) serve(fast *fastWrite, w http.ResponseWriter, req *http.Request) {
 	h := w.Header()
+	u, _ := apirequest.UserFrom(req.Context())
+	handler := http.Handler(fast)
+	if !isOfMasters(u) {
+		handler = f.limited
+		req = req.WithContext(context.WithValue(req.Context(), fastKey{}, fast))
+	}
 	if _, inProcess := f.inProcess(req.Context()); !inProcess {
-		schemaUID, levelUID, ok := f.exempt.uids()
-		if !ok {
+		if handler == fast && !f.markExempt(h) {
 			fast.done = false
 			return
 		}
-		h[matchedLevel], h[matchedSchema] = levelUID, schemaUID
 		limits := http.NewResponseController(w)
 		began := time.Now()
 		_ = limits.SetWriteDeadline(began.Add(RequestTimeout + answerGrace))
 		_ = limits.SetReadDeadline(began.Add(RequestTimeout))
 	}
 	h["Audit-Id"], h["Cache-Control"] = []string{auditID()}, []string{"no-cache, private"}
-	if u, ok := apirequest.UserFrom(req.Context()); ok {
-		f.attempts.of(u.GetName()).add()
-	}
+	f.attempts.of(u.GetName()).add()
 	f.end.running.enter()
 	defer f.end.running.leave()
-	level := &f.flow.inflight.writes
-	if req.Method == http.MethodGet {
-		level = &f.flow.inflight.reads
+	genericfilters.WithPanicRecovery(filters.WithWarningRecorder(handler), f.resolver).ServeHTTP(w, req)
+}
+
+// markExempt says in the answer what priority and fairness would say; false where that is not known.
+func (f *fastWrites) markExempt(h http.Header) bool {
+	schemaUID, levelUID, ok := f.exempt.uids()
+	if ok {
+		h[matchedLevel], h[matchedSchema] = levelUID, schemaUID
 	}
-	level.enter()
-	defer level.leave()
-	genericfilters.WithPanicRecovery(filters.WithWarningRecorder(fast), f.resolver).ServeHTTP(w, req)
+	return ok
+}
+
+// fastKey is what the context of a request has its fastWrite by, below priority and fairness.
+type fastKey struct{}
+
+// serveFast is a request that priority and fairness lets in.
+func serveFast(w http.ResponseWriter, req *http.Request) {
+	req.Context().Value(fastKey{}).(*fastWrite).ServeHTTP(w, req)
 }
 
 // fastWrite is one request on that way, as the innermost handler.
@@ -165,6 +210,12 @@ type fastWrite struct {
 
 // ServeHTTP implements http.Handler.
 func (f *fastWrite) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	level := &f.all.flow.inflight.writes
+	if req.Method == http.MethodGet {
+		level = &f.all.flow.inflight.reads
+	}
+	level.enter()
+	defer level.leave()
 	data, err := readBody(req)
 	if err != nil {
 		f.done, f.late, f.body = false, errors.Is(err, os.ErrDeadlineExceeded), req.Body

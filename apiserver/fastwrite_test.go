@@ -1,12 +1,18 @@
 package apiserver_test
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -67,34 +73,83 @@ func TestFastWrites(t *testing.T) {
 	var config *apiserver.Config
 	var long *atomic.Int64
 	s := serveWith(t, func(c *apiserver.Config) { config = c }, func(s *apiserver.Server) { long = apiserver.CountLongWays(s) })
-	root := clientFor(t, config, "root", "system:masters")
-	spaces := bothSpaces(t, s.cluster)
-	// write sends a request that does or does not say that it goes the long way.
-	write := func(c *http.Client, i int, method, path, contentType, accept, body string) answer {
-		header := map[string]string{"Content-Type": contentType, "Accept": accept, "User-Agent": "both/1"}
-		if i == 1 {
-			header["X-Long-Way"] = "1"
-		}
-		root := "/api/v1"
-		if strings.HasPrefix(path, "ships") {
-			root = "/apis/fast.example.com/v1"
-		}
-		return s.ask(t, c, request{method: method, path: root + "/namespaces/" + spaces[i] + "/" + path, body: body, header: header})
-	}
 	defineShips(t, s.cluster, "/apis/fast.example.com/v1/ships", "fast.example.com")
+	_, err := s.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "writers"},
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
+		Subjects: []rbacv1.Subject{{Kind: "User", APIGroup: rbacv1.GroupName, Name: "jane"}, {Kind: "ServiceAccount", Namespace: "default", Name: "robot"}}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	for _, w := range []*fastWriter{
+		{name: "root", client: clientFor(t, config, "root", "system:masters")},
+		{name: "jane", client: clientFor(t, config, "jane")},
+		{name: "robot", client: newClient(t, true), token: robotToken(t, s.cluster)},
+	} {
+		w.served, w.long, w.spaces = s, long, bothSpaces(t, s.cluster)
+		t.Run(w.name, w.all)
+	}
+	joe := &fastWriter{served: s, long: long, client: clientFor(t, config, "joe"), spaces: bothSpaces(t, s.cluster)}
+	before := long.Load()
+	require.Equal(t, 403, joe.write(t, 0, "POST", "configmaps", js, js, `{"metadata":{"name":"j"}}`).status)
+	require.Equal(t, before+1, long.Load(), "the filters refuse")
+}
+
+// robotToken is a token of the service account default/robot.
+func robotToken(t testing.TB, c *cluster) string {
+	t.Helper()
+	ctx := context.Background()
+	accounts := c.CoreV1().ServiceAccounts("default")
+	_, err := accounts.Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "robot"}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	token, err := accounts.CreateToken(ctx, "robot", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	return token.Status.Token
+}
+
+// fastWriter is somebody who sends the same to two namespaces, to one of them the long way.
+type fastWriter struct {
+	*served
+	name, token string
+	client      *http.Client
+	long        *atomic.Int64
+	spaces      [2]string
+}
+
+// write sends a request that does or does not say that it goes the long way.
+func (f *fastWriter) write(t testing.TB, i int, method, path, contentType, accept, body string) answer {
+	t.Helper()
+	header := map[string]string{"Content-Type": contentType, "Accept": accept, "User-Agent": "both/1"}
+	if i == 1 {
+		header["X-Long-Way"] = "1"
+	}
+	root := "/api/v1"
+	if strings.HasPrefix(path, "ships") {
+		root = "/apis/fast.example.com/v1"
+	}
+	return f.ask(t, f.client, request{method: method, path: root + "/namespaces/" + f.spaces[i] + "/" + path, body: body, header: header, token: f.token})
+}
+
+// known waits until the user may, and makes a token known.
+func (f *fastWriter) known(t testing.TB) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		return f.ask(t, f.client, request{path: "/api/v1/nodes", token: f.token, header: map[string]string{"X-Long-Way": "1"}}).status == 200
+	}, timeout, 5*time.Millisecond)
+}
+
+func (f *fastWriter) all(t *testing.T) {
 	for _, w := range fastWrites {
 		for _, accept := range []string{runtime.ContentTypeJSON, runtime.ContentTypeProtobuf} {
 			if accept == runtime.ContentTypeProtobuf && (w.code == 201 || strings.HasPrefix(w.path, "ships")) {
 				continue
 			}
-			before := long.Load()
-			short := write(root, 0, w.method, w.path, w.contentType, accept, w.body)
+			f.known(t)
+			before := f.long.Load()
+			short := f.write(t, 0, w.method, w.path, w.contentType, accept, w.body)
 			if w.long {
-				require.Equal(t, before+1, long.Load(), "%s %s goes past the filters", w.method, w.path)
+				require.Equal(t, before+1, f.long.Load(), "%s %s goes past the filters", w.method, w.path)
 			} else {
-				require.Equal(t, before, long.Load(), "%s %s %s takes the long way", w.method, w.path, w.body)
+				require.Equal(t, before, f.long.Load(), "%s %s %s takes the long way", w.method, w.path, w.body)
 			}
-			full := write(root, 1, w.method, w.path, w.contentType, accept, w.body)
+			full := f.write(t, 1, w.method, w.path, w.contentType, accept, w.body)
 			require.Equal(t, w.code, short.status, short.body)
 			require.Equal(t, full.status, short.status)
 			if accept == runtime.ContentTypeJSON {
@@ -102,7 +157,7 @@ func TestFastWrites(t *testing.T) {
 			}
 			for _, a := range []answer{full, short} {
 				require.Len(t, a.header.Get("Audit-Id"), 36)
-				require.NotEmpty(t, a.header.Get("X-Kubernetes-Pf-Flowschema-Uid"))
+				require.NotEmpty(t, a.header.Get("X-Kubernetes-Pf-Flowschema-Uid"), w.path)
 				for _, varies := range []string{"Audit-Id", "Date", "Content-Length"} {
 					a.header.Del(varies)
 				}
@@ -110,16 +165,13 @@ func TestFastWrites(t *testing.T) {
 			require.Equal(t, full.header, short.header, "%s %s", w.method, w.path)
 		}
 	}
-
 	for i, path := range []string{"configmaps/m", "configmaps/u", "pods/p", "pods/q"} {
-		before := long.Load()
-		for space := range spaces {
-			a := write(root, space, "DELETE", path, runtime.ContentTypeJSON, runtime.ContentTypeJSON, []string{``, `{"gracePeriodSeconds":0}`}[i%2])
+		f.known(t)
+		before := f.long.Load()
+		for space := range f.spaces {
+			a := f.write(t, space, "DELETE", path, js, js, []string{``, `{"gracePeriodSeconds":0}`}[i%2])
 			require.Equal(t, 200, a.status, a.body)
 		}
-		require.Equal(t, before+1, long.Load(), path)
+		require.Equal(t, before+1, f.long.Load(), path)
 	}
-	before := long.Load()
-	require.Equal(t, 403, write(clientFor(t, config, "jane"), 0, "POST", "configmaps", runtime.ContentTypeJSON, runtime.ContentTypeJSON, `{"metadata":{"name":"j"}}`).status)
-	require.Equal(t, before+1, long.Load(), "others pass the filters")
 }

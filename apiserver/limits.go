@@ -46,8 +46,7 @@ type flowControl struct {
 // wrap puts a handler under flow control.
 func (f *flowControl) wrap(h http.Handler, inProcess func(*http.Request) bool) http.Handler {
 	h = f.inflight.count(h)
-	estimate := flowcontrolrequest.NewWorkEstimator(f.stats, noWatchers, flowcontrolrequest.DefaultWorkEstimatorConfig(), f.upstream.GetMaxSeats)
-	limited := genericfilters.WithPriorityAndFairness(signalWatch(h), longRunning, f.upstream, estimate, RequestTimeout/4)
+	limited := f.limit(signalWatch(h))
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if inProcess(req) && isPrivileged(req) || f.isCalmRead(req) {
 			h.ServeHTTP(w, req)
@@ -55,6 +54,12 @@ func (f *flowControl) wrap(h http.Handler, inProcess func(*http.Request) bool) h
 		}
 		limited.ServeHTTP(w, req)
 	})
+}
+
+// limit puts a handler under upstream's flow control.
+func (f *flowControl) limit(h http.Handler) http.Handler {
+	estimate := flowcontrolrequest.NewWorkEstimator(f.stats, noWatchers, flowcontrolrequest.DefaultWorkEstimatorConfig(), f.upstream.GetMaxSeats)
+	return genericfilters.WithPriorityAndFairness(h, longRunning, f.upstream, estimate, RequestTimeout/4)
 }
 
 // isCalmRead tells requests that can harm nobody: they come from memory, and few run.
