@@ -73,6 +73,7 @@ func run(dir string, ready *os.File, logger *log.Logger) error {
 		return err
 	}
 	logrus.SetLevel(logrus.WarnLevel)
+	logrus.SetFormatter(supervisor.LogFormat{Formatter: logrus.StandardLogger().Formatter})
 	if ready != nil {
 		unix.CloseOnExec(int(ready.Fd()))
 	}

@@ -528,3 +528,37 @@ func TestOrphansAreReaped(t *testing.T) {
 	}
 	t.Errorf("process %d stays a zombie", orphan)
 }
+
+// What containers see of their control groups is the same whether we mount the
+// hierarchies of cgroup v1 or libcontainer does, which gets what is not plain.
+func TestHierarchies(t *testing.T) {
+	n := newNode(t)
+	for _, options := range [][]string{{"nosuid", "noexec", "nodev", "relatime", "ro"}, {"nosuid", "noexec", "nodev", "relatime", "rw", "rslave"}} {
+		t.Run(strings.Join(options, ","), func(t *testing.T) {
+			seen := func(more ...specs.Mount) []string {
+				id, log, _ := n.run("cat /proc/self/mountinfo", func(r *shim.StartRequest) {
+					r.Spec.Mounts = append(r.Spec.Mounts, specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "ro"}},
+						specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: options})
+					r.Spec.Mounts = append(r.Spec.Mounts, more...)
+				})
+				n.wait(id)
+				var out []string
+				for _, line := range strings.Split(content(readLog(t, log), "stdout"), "\n") {
+					f := strings.Fields(strings.ReplaceAll(line, id, "ID"))
+					if len(f) > 5 && strings.HasPrefix(f[4], "/sys/fs/cgroup") {
+						out = append(out, strings.Join(f[3:], " ")) // without numbers, which are each mount's own
+					}
+				}
+				return out
+			}
+			ours := seen()
+			theirs := seen(specs.Mount{Destination: "/sys/kernel", Type: "tmpfs", Source: "tmpfs"})
+			if len(ours) == 0 || !slices.Equal(ours, theirs) {
+				t.Errorf("ours:\n%s\nlibcontainer's:\n%s", strings.Join(ours, "\n"), strings.Join(theirs, "\n"))
+			}
+		})
+	}
+	if said := n.log(); strings.Contains(said, "cannot serialize") {
+		t.Errorf("the shim says %s", said)
+	}
+}

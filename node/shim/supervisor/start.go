@@ -124,6 +124,7 @@ func (c *container) run(spec *specs.Spec, io *stdio) error {
 	if err := chownStdio(io, config); err != nil {
 		return err
 	}
+	mountHierarchies(config)
 	ct, err := libcontainer.Create(c.sup.libDir, c.id, config)
 	if err != nil {
 		return shim.Errorf(shim.CodeStart, "create container: %v", err)
