@@ -82,6 +82,7 @@ func (r *Runtime) CreateContainer(ctx context.Context, sandboxID string, config 
 	if config.GetMetadata().GetName() == "" {
 		return "", invalid("container configuration without a name")
 	}
+	r.expectStart()
 	img, err := r.opts.Images.Resolve(ctx, config.GetImage().GetImage())
 	if err != nil {
 		return "", rpcError(fmt.Errorf("image %q: %w", config.GetImage().GetImage(), err))

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -43,6 +44,8 @@ type Runtime struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
+
+	expecting atomic.Bool // see expectStart
 
 	mu         sync.RWMutex
 	sandboxes  map[string]*sandbox

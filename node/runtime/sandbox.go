@@ -82,6 +82,7 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandb
 	if meta.GetName() == "" || meta.GetNamespace() == "" || meta.GetUid() == "" {
 		return "", invalid("sandbox configuration without name, namespace or uid")
 	}
+	r.expectStart()
 	s, err := r.newSandbox(config)
 	if err != nil {
 		return "", rpcError(err)
