@@ -61,7 +61,7 @@ type Supervisor struct {
 	limits  *limits
 	reaper  *reaper
 	logger  *log.Logger
-	program pages.Program
+	program func() pages.Program // cut at the first rest, for a start needs most of it at once
 
 	buffers  *sync.Pool    // of the outputs, see newReadBuffers
 	starting chan struct{} // a slot per container being started
@@ -145,7 +145,7 @@ func newSupervisor(ctx context.Context, cfg Config) (*Supervisor, error) {
 		s.warn("the kernel may choose this process when memory runs out: %v", err)
 	}
 	s.ctx, s.cancel = context.WithCancel(ctx)
-	s.program = pages.Own()
+	s.program = sync.OnceValue(pages.Own)
 	s.trimmer = time.AfterFunc(trimAfter, s.rest)
 	return s, nil
 }
@@ -201,7 +201,7 @@ func (s *Supervisor) spawn(f func()) {
 // rest gives memory back that is not needed while nothing happens.
 func (s *Supervisor) rest() {
 	debug.FreeOSMemory()
-	s.program.Drop()
+	s.program().Drop()
 }
 
 // trim asks for memory to be given back when it has been quiet for a while.
