@@ -1,10 +1,12 @@
 package apiserver
 
 import (
+	"fmt"
 	"strings"
 	"sync"
 	_ "unsafe" // for go:linkname
 
+	"go.yaml.in/yaml/v2"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
@@ -145,11 +147,12 @@ func (k *kindTypes) parse(names []string) error {
 	if text.Len() == len(schemaHead) {
 		return nil
 	}
-	p, err := typed.NewParser(typed.YAMLObject(text.String()))
-	if err != nil {
-		return err
+	// A typed.Parser would read it twice, the first time to see whether it is a schema.
+	var read smdschema.Schema
+	if err := yaml.Unmarshal([]byte(text.String()), &read); err != nil {
+		return fmt.Errorf("schema of the built-in kinds: %w", err)
 	}
-	for _, t := range p.Schema.Types {
+	for _, t := range read.Types {
 		k.parsed[t.Name] = t
 	}
 	return nil
