@@ -18,7 +18,7 @@ func TestStream(t *testing.T) {
 	seeds := [2]uint64{rand.Uint64(), rand.Uint64()}
 	t.Log("seeds", seeds)
 	r := rand.New(rand.NewPCG(seeds[0], seeds[1]))
-	for range 200 {
+	for range 40 {
 		var whole []byte
 		var list []*Piece
 		for range r.IntN(6) {
