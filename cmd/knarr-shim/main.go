@@ -27,6 +27,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	_ "knarr/node/shim/slack"
 	"knarr/node/shim/supervisor"
 )
 

@@ -562,3 +562,31 @@ func TestHierarchies(t *testing.T) {
 		t.Errorf("the shim says %s", said)
 	}
 }
+
+// The slack of timers that a container's init has for itself is not the
+// container's, neither now nor after a reset.
+func TestTimerSlack(t *testing.T) {
+	n := newNode(t)
+	own, err := os.ReadFile("/proc/self/timerslack_ns")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _, _ := n.run("exec sleep 1000")
+	st, err := n.client.Status(n.ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/proc/%d/timerslack_ns", st.PID)
+	for range 2 {
+		if got, err := os.ReadFile(path); err != nil || string(got) != string(own) {
+			t.Errorf("slack %q, want %q (%v)", got, own, err)
+		}
+		if err := os.WriteFile(path, []byte("0"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, _, _ := n.exec(id, "cat /proc/self/timerslack_ns", "")
+	if out != string(own) {
+		t.Errorf("slack of an exec %q, want %q", out, own)
+	}
+}
