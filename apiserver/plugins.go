@@ -18,13 +18,16 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/certificates/approval"
 	"k8s.io/kubernetes/plugin/pkg/admission/certificates/ctbattest"
 	"k8s.io/kubernetes/plugin/pkg/admission/certificates/signing"
+	"k8s.io/kubernetes/plugin/pkg/admission/certificates/subjectrestriction"
 	"k8s.io/kubernetes/plugin/pkg/admission/defaulttolerationseconds"
 	"k8s.io/kubernetes/plugin/pkg/admission/gc"
 	"k8s.io/kubernetes/plugin/pkg/admission/job"
 	"k8s.io/kubernetes/plugin/pkg/admission/nodedeclaredfeatures"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
+	"k8s.io/kubernetes/plugin/pkg/admission/podgroup"
 	"k8s.io/kubernetes/plugin/pkg/admission/podresize"
 	"k8s.io/kubernetes/plugin/pkg/admission/priority"
+	"k8s.io/kubernetes/plugin/pkg/admission/runtimeclass"
 	"k8s.io/kubernetes/plugin/pkg/admission/security/podsecurity"
 	"k8s.io/kubernetes/plugin/pkg/admission/serviceaccount"
 	"k8s.io/kubernetes/plugin/pkg/admission/storage/persistentvolume/resize"
@@ -50,7 +53,7 @@ type plugin struct {
 	idle func(admission.Attributes) bool
 	// reads says that the plugin changes no object that is deleted.
 	reads bool
-	// checks says that the plugin's validation of updates only reads the objects.
+	// checks says that the plugin's validation only reads the objects.
 	checks bool
 	// spares says that the plugin leaves the spec alone where a status is updated.
 	spares bool
@@ -62,9 +65,10 @@ type plugin struct {
 // readers are plugins that see deletions and change no object at one.
 var readers = []string{lifecycle.PluginName, noderestriction.PluginName, priority.PluginName}
 
-// checkers are plugins that validate updates and only read what is updated.
+// checkers are plugins that validate creates or updates and only read what they are given.
 var checkers = []string{serviceaccount.PluginName, podsecurity.PluginName, priority.PluginName, resize.PluginName, approval.PluginName,
-	signing.PluginName, ctbattest.PluginName, nodedeclaredfeatures.PluginName, job.PluginName, podresize.PluginName}
+	signing.PluginName, ctbattest.PluginName, nodedeclaredfeatures.PluginName, job.PluginName, podresize.PluginName, runtimeclass.PluginName,
+	subjectrestriction.PluginName, podgroup.PluginName}
 
 // sparers are plugins that see updates of statuses and change no spec then.
 var sparers = []string{lifecycle.PluginName, serviceaccount.PluginName, noderestriction.PluginName, priority.PluginName, defaulttolerationseconds.PluginName}
@@ -160,9 +164,9 @@ func (p *plugins) onlyRead(a admission.Attributes) bool {
 	return true
 }
 
-// onlyChecks says that no plugin that would validate an update changes what it is given.
+// onlyChecks says that no plugin that would validate a create or an update changes what it is given.
 func (p *plugins) onlyChecks(a admission.Attributes) bool {
-	for _, one := range p.order[validateStep][admission.Update] {
+	for _, one := range p.order[validateStep][a.GetOperation()] {
 		if !one.checks && (one.idle == nil || !one.idle(a)) {
 			return false
 		}

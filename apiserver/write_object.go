@@ -44,7 +44,7 @@ func (wr *change) create(ctx context.Context) (runtime.Object, error) {
 		return nil, wr.refuse()
 	}
 	acc, err := meta.Accessor(obj)
-	if err != nil || acc.GetManagedFields() != nil || repeatsOwner(acc.GetOwnerReferences()) {
+	if err != nil || acc.GetManagedFields() != nil || acc.GetResourceVersion() != "" || repeatsOwner(acc.GetOwnerReferences()) {
 		return nil, wr.refuse()
 	}
 	rest.WipeObjectMetaSystemFields(acc)
@@ -69,6 +69,10 @@ func (wr *change) create(ctx context.Context) (runtime.Object, error) {
 			api.PutManagedFields(obj, fields)
 			return validate(ctx, obj)
 		}
+		return wr.storage.(rest.Creater).Create(ctx, hub, nil, options)
+	}
+	if wr.custom == nil && wr.writer.admit.onlyChecks(attributes) { // the same
+		wr.outcome.Check = func(ctx context.Context, obj, _ runtime.Object) error { return validate(ctx, obj) }
 		return wr.storage.(rest.Creater).Create(ctx, hub, nil, options)
 	}
 	return wr.storage.(rest.Creater).Create(ctx, hub, validate, options)
