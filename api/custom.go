@@ -131,24 +131,24 @@ func newCodecForm(codec runtime.Codec, gvk schema.GroupVersionKind) *codecForm {
 	return &codecForm{codec: codec, gvk: gvk, id: id, jsonID: id + " JSON"}
 }
 
-func (f *codecForm) toStored(obj, _ runtime.Object, _ bool) (runtime.Object, []byte, error) {
+func (f *codecForm) toStored(obj, _ runtime.Object, _ bool) (encoded, error) {
 	if u, ok := obj.(*unstructured.Unstructured); ok && f.holds.Load() != nil && u.GroupVersionKind() == f.gvk && asRead(u.Object) {
 		data, err := encodeTree(u.Object, "\n") // what the codec gives for an object of the stored version, which needs no conversion
-		return u, data, err
+		return encoded{object: u, data: data}, err
 	}
 	data, err := runtime.Encode(f.codec, obj)
 	if err != nil {
-		return nil, nil, err
+		return encoded{}, err
 	}
 	if u, ok := obj.(*unstructured.Unstructured); ok && u.GetKind() != "" && bytes.HasPrefix(data, []byte(`{"apiVersion":"`+u.GetAPIVersion()+`",`)) && asRead(u.Object) {
-		return u, data, nil // reading data would give the same again
+		return encoded{object: u, data: data}, nil // reading data would give the same again
 	}
 	tree := &unstructured.Unstructured{}
 	if err := tree.UnmarshalJSON(data); err != nil {
-		return nil, nil, err
+		return encoded{}, err
 	}
 	data, err = tree.MarshalJSON()
-	return tree, data, err
+	return encoded{object: tree, data: data}, err
 }
 
 // asRead says that a tree is what reading its JSON gives: the types of JSON, and numbers without a fraction as integers.

@@ -43,9 +43,17 @@ type form interface {
 	// toStored gives the versioned, defaulted object that the table may own, and its plain encoding. It takes obj over: nobody may
 	// rely on what obj holds afterwards. old is what the table holds instead so far, nil for nothing; both may share what did not change. final says
 	// that nobody changes obj, or what it points to, ever after: the table may then keep that instead of copies.
-	toStored(obj, old runtime.Object, final bool) (runtime.Object, []byte, error)
+	toStored(obj, old runtime.Object, final bool) (encoded, error)
 	// fromStored gives an object that the REST storage may own, of the version it works with.
 	fromStored(rec *store.Record) (runtime.Object, error)
+}
+
+// encoded is an object that the table may own, with its encoding.
+type encoded struct {
+	object runtime.Object
+	data   []byte
+	// same says that data is protobuf which object gives again, byte for byte.
+	same bool
 }
 
 // Plain reports whether the stored objects are what clients of the stored version get, byte for byte: true for all
@@ -119,10 +127,10 @@ type hubForm struct {
 	decode func([]byte) (runtime.Object, error)
 }
 
-func (f *hubForm) toStored(obj, old runtime.Object, final bool) (runtime.Object, []byte, error) {
+func (f *hubForm) toStored(obj, old runtime.Object, final bool) (encoded, error) {
 	out, err := f.scheme.UnsafeConvertToVersion(obj, f.stored.GroupVersion())
 	if err != nil {
-		return nil, nil, err
+		return encoded{}, err
 	}
 	// What readers see now is what they will see after a restart (times have their stored precision, empty lists are absent).
 	settled := final && f.binary && settle(out)
@@ -131,20 +139,20 @@ func (f *hubForm) toStored(obj, old runtime.Object, final bool) (runtime.Object,
 	settled = settled && settle(out) // the defaults, too
 	data, err := f.encode(out)
 	if err != nil {
-		return nil, nil, err
+		return encoded{}, err
 	}
 	if settled {
 		shareParts(out)
 		if !shareSpec(out, old, data) {
 			sharePod(out)
 		}
-		return out, data, nil
+		return encoded{out, data, true}, nil
 	}
 	if pod := f.reread(data, old); pod != nil {
-		return pod, data, nil
+		return encoded{object: pod, data: data}, nil
 	}
 	out, err = f.decode(data)
-	return out, data, err
+	return encoded{object: out, data: data}, err
 }
 
 func (f *hubForm) fromStored(rec *store.Record) (runtime.Object, error) {

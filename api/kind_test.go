@@ -50,12 +50,12 @@ func TestAsRead(t *testing.T) {
 		if tc.kept {
 			require.True(t, reflect.DeepEqual(want.Object, given.Object), name)
 		}
-		stored, value, err := f.toStored(given, nil, false)
+		made, err := f.toStored(given, nil, false)
 		require.NoError(t, err, name)
-		require.Equal(t, want, stored, name)
+		require.Equal(t, want, made.object, name)
 		again, err := want.MarshalJSON()
 		require.NoError(t, err, name)
-		require.Equal(t, string(again), string(value), name)
+		require.Equal(t, string(again), string(made.data), name)
 	}
 	require.False(t, asRead(math.Inf(1)))
 }

@@ -29,6 +29,8 @@ type Outcome struct {
 	Check func(ctx context.Context, obj, old runtime.Object) error
 	// Record is what is stored after the write; nil until it succeeded.
 	Record *store.Record
+	// message is what the store got of the record's object; see Message.
+	message []byte
 }
 
 type outcomeKey struct{}
@@ -68,10 +70,14 @@ func (s *Storage) gone(ctx context.Context, out runtime.Object, rec *store.Recor
 	return nil
 }
 
-// result hands a record to who wrote it: as a record where an outcome waits for it, else as an object in out.
-func (s *Storage) result(ctx context.Context, out runtime.Object, rec *store.Record) error {
+// result hands a record to who wrote it: as a record where an outcome waits for it, else as an object in out. made is what the record is made of; it is
+// empty where that was there before.
+func (s *Storage) result(ctx context.Context, out runtime.Object, rec *store.Record, made encoded) error {
 	if o := s.outcome(ctx); o != nil {
-		o.Record = rec
+		o.Record, o.message = rec, nil
+		if made.same {
+			o.message = ownBytes(made.data)
+		}
 		return nil
 	}
 	return s.into(out, rec)

@@ -233,7 +233,7 @@ func bindScheme(kind *Kind, codec *tableCodec, config *storagebackend.ConfigForR
 	if binary {
 		s = protobuf.NewSerializer(scheme, scheme)
 	}
-	codec.encode = func(obj runtime.Object) ([]byte, error) { return runtime.Encode(s, obj) }
+	codec.encode = encoder(s)
 	kind.form = &hubForm{scheme: scheme, stored: stored, hub: kinds[0].GroupVersion(), binary: binary, encode: codec.encode, decode: codec.decode}
 	return nil
 }

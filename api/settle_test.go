@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,12 +20,14 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 )
 
-// TestSettle: of every type that is stored as protobuf, an object at random that can be settled is then what reading its encoding gives.
+// TestSettle: of every type that is stored as protobuf, an object at random that can be settled is then what reading its encoding gives, and its
+// encoding with a resource version is made of the one without.
 func TestSettle(t *testing.T) {
 	const each = 40
 	scheme := legacyscheme.Scheme
 	s := protobuf.NewSerializer(scheme, scheme)
-	settled, types := 0, 0
+	encode := encoder(s)
+	settled, revisions, types := 0, 0, 0
 	for _, gvk := range slices.SortedFunc(maps.Keys(scheme.AllKnownTypes()), func(a, b schema.GroupVersionKind) int { return strings.Compare(a.String(), b.String()) }) {
 		example, err := scheme.New(gvk)
 		require.NoError(t, err)
@@ -47,10 +50,58 @@ func TestSettle(t *testing.T) {
 			require.NoError(t, err, gvk)
 			read.GetObjectKind().SetGroupVersionKind(gvk)
 			requireSame(t, read, obj)
+			got, err := encode(obj)
+			require.NoError(t, err, gvk)
+			require.True(t, bytes.Equal(data.Bytes(), got), gvk)
+			if checkRevised(t, encode, obj, int64(1)<<(i%63)) {
+				revisions++
+			}
 		}
 	}
-	t.Logf("%d of %d objects of %d types are settled", settled, types*each, types)
+	t.Logf("%d of %d objects of %d types are settled, %d have their bytes revised", settled, types*each, types, revisions)
 	require.Greater(t, settled, types*each/4)
+	require.Greater(t, revisions, settled/3)
+}
+
+// checkRevised compares an object's bytes at a revision with those that are made of its stored ones; false where they cannot be.
+func checkRevised(t *testing.T, encode func(runtime.Object) ([]byte, error), obj runtime.Object, revision int64) bool {
+	acc, err := meta.Accessor(obj)
+	require.NoError(t, err)
+	acc.SetResourceVersion("")
+	data, err := encode(obj)
+	require.NoError(t, err)
+	kept := bytes.Clone(data)
+	got := revised(ownBytes(data), revision)
+	require.True(t, bytes.Equal(kept, data), "the stored bytes were changed")
+	acc.SetResourceVersion(strconv.FormatInt(revision, 10))
+	want, err := obj.(interface{ Marshal() ([]byte, error) }).Marshal()
+	require.NoError(t, err)
+	if got == nil {
+		return false
+	}
+	require.True(t, bytes.Equal(want, got), "%T", obj)
+	again, err := encode(obj)
+	require.NoError(t, err)
+	require.Nil(t, revised(ownBytes(again), revision), "it has a revision")
+	return true
+}
+
+// TestRevisedBroken: bytes that our encoder does not make are left alone.
+func TestRevisedBroken(t *testing.T) {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "a name"}}
+	data, err := pod.Marshal()
+	require.NoError(t, err)
+	require.NotNil(t, revised(data, 1))
+	for cut := range 20 { // the metadata are longer
+		require.Nil(t, revised(data[:cut], 1), cut)
+	}
+	for name, in := range map[string]string{
+		"nothing": "", "a number": "\x08\x01", "other field": "\x12\x00", "no version": "\x0a\x00", "six other fields": "\x0a\x0c\x0a\x00\x12\x00\x1a\x00\x22\x00\x2a\x00\x3a\x00",
+	} {
+		require.Nil(t, revised([]byte(in), 1), name)
+	}
+	require.Nil(t, ownBytes([]byte("k8s\x00\x0a\x00")), "no object")
+	require.Nil(t, ownBytes([]byte("{}")))
 }
 
 // TestSettleFinds names what reading an encoding would change.

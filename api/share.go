@@ -183,15 +183,7 @@ const rawField, podFields = 2, 3
 
 // podParts takes the encoding of a pod apart: nil for bytes other than our own encoder's.
 func podParts(data []byte) [][]byte {
-	raw, ok := bytes.CutPrefix(data, storedMagic)
-	if !ok {
-		return nil
-	}
-	outer, ok := embedded(raw)
-	if !ok || len(outer) < rawField {
-		return nil
-	}
-	if parts, ok := embedded(outer[rawField-1]); ok && len(parts) == podFields {
+	if parts, ok := embedded(ownBytes(data)); ok && len(parts) == podFields {
 		return parts
 	}
 	return nil
@@ -199,6 +191,7 @@ func podParts(data []byte) [][]byte {
 
 // embedded gives the fields of a message that has only embedded messages, bytes and strings, once each and in order.
 func embedded(message []byte) (fields [][]byte, ok bool) {
+	fields = make([][]byte, 0, podFields)
 	for len(message) > 0 {
 		number, typ, n := protowire.ConsumeTag(message)
 		if n < 0 || typ != protowire.BytesType || int(number) != len(fields)+1 {

@@ -138,9 +138,9 @@ func TestReread(t *testing.T) {
 	store := func(pod *corev1.Pod, old runtime.Object, final bool) (*corev1.Pod, []byte) {
 		hub, err := f.scheme.ConvertToVersion(pod.DeepCopy(), f.hub)
 		require.NoError(t, err)
-		stored, data, err := f.toStored(hub, old, final)
+		made, err := f.toStored(hub, old, final)
 		require.NoError(t, err)
-		return stored.(*corev1.Pod), data
+		return made.object.(*corev1.Pod), made.data
 	}
 	for i := range 200 {
 		final := i%2 == 1

@@ -73,14 +73,15 @@ func (s *Storage) Create(ctx context.Context, key string, obj, out runtime.Objec
 	if err := s.versioner.PrepareObjectForStorage(obj); err != nil {
 		return fmt.Errorf("prepare object for storage: %w", err)
 	}
-	stored, data, err := s.kind.form.toStored(obj, nil, s.outcome(ctx) != nil)
+	made, err := s.kind.form.toStored(obj, nil, s.outcome(ctx) != nil)
 	if err != nil {
 		return err
 	}
-	if data, err = s.kind.codec.seal(ctx, full, data); err != nil {
+	sealed, err := s.kind.codec.seal(ctx, full, made.data)
+	if err != nil {
 		return err
 	}
-	recs, err := s.commit(ctx, store.Op{Table: s.kind.Table, Key: full, Object: stored, Value: data, TTL: seconds(ttl)})
+	recs, err := s.commit(ctx, store.Op{Table: s.kind.Table, Key: full, Object: made.object, Value: sealed, TTL: seconds(ttl)})
 	if err != nil {
 		var conflict *store.ConflictError
 		if errors.As(err, &conflict) {
@@ -88,7 +89,7 @@ func (s *Storage) Create(ctx context.Context, key string, obj, out runtime.Objec
 		}
 		return err
 	}
-	return s.result(ctx, out, recs[0])
+	return s.result(ctx, out, recs[0], made)
 }
 
 // commit writes and translates the store's own failures; a *store.ConflictError stays what it is.
@@ -241,8 +242,8 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 		if err := ctx.Err(); err != nil {
 			return storage.NewTimeoutError(full, "request did not complete within requested timeout")
 		}
-		stored, data, ttl, err := s.try(ctx, full, u.rec, ignoreNotFound, preconditions, tryUpdate)
-		idle := err == nil && u.rec != nil && s.unchanged(stored, data, u.rec) && !s.kind.stale(ctx, u.rec)
+		made, ttl, err := s.try(ctx, full, u.rec, ignoreNotFound, preconditions, tryUpdate)
+		idle := err == nil && u.rec != nil && s.unchanged(made, u.rec) && !s.kind.stale(ctx, u.rec)
 		if err != nil || idle {
 			again, unsure := u.outdated(ctx)
 			switch {
@@ -253,12 +254,13 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 			case err != nil:
 				return err
 			}
-			return s.result(ctx, destination, u.rec)
+			return s.result(ctx, destination, u.rec, encoded{})
 		}
-		if data, err = s.kind.codec.seal(ctx, full, data); err != nil {
+		sealed, err := s.kind.codec.seal(ctx, full, made.data)
+		if err != nil {
 			return err
 		}
-		op := store.Op{Table: s.kind.Table, Key: full, Object: stored, Value: data, TTL: ttl}
+		op := store.Op{Table: s.kind.Table, Key: full, Object: made.object, Value: sealed, TTL: ttl}
 		if u.rec != nil {
 			op.Expect = u.rec.Revision
 		}
@@ -271,45 +273,45 @@ func (s *Storage) GuaranteedUpdate(ctx context.Context, key string, destination 
 		if err != nil {
 			return err
 		}
-		return s.result(ctx, destination, recs[0])
+		return s.result(ctx, destination, recs[0], made)
 	}
 }
 
-// try runs one round of an update and gives the object to store, its plain encoding and the time it has left to live
+// try runs one round of an update and gives the object to store, with its plain encoding, and the time it has left to live
 // (zero: for ever).
 func (s *Storage) try(ctx context.Context, key string, rec *store.Record, ignoreNotFound bool, preconditions *storage.Preconditions,
-	tryUpdate storage.UpdateFunc) (runtime.Object, []byte, time.Duration, error) {
+	tryUpdate storage.UpdateFunc) (encoded, time.Duration, error) {
 	current, res, left, err := s.current(ctx, key, rec, ignoreNotFound)
 	if err != nil {
-		return nil, nil, 0, err
+		return encoded{}, 0, err
 	}
 	if err := preconditions.Check(key, current); err != nil {
-		return nil, nil, 0, err
+		return encoded{}, 0, err
 	}
 	updated, newTTL, err := tryUpdate(current, res)
 	if err != nil {
-		return nil, nil, 0, err
+		return encoded{}, 0, err
 	}
 	if o := s.outcome(ctx); o != nil && o.Check != nil {
 		if err := o.Check(ctx, updated, current); err != nil {
-			return nil, nil, 0, err
+			return encoded{}, 0, err
 		}
 	}
 	if err := s.versioner.PrepareObjectForStorage(updated); err != nil {
-		return nil, nil, 0, fmt.Errorf("prepare object for storage: %w", err)
+		return encoded{}, 0, fmt.Errorf("prepare object for storage: %w", err)
 	}
 	var old runtime.Object
 	if rec != nil {
 		old = rec.Object
 	}
-	stored, data, err := s.kind.form.toStored(updated, old, s.outcome(ctx) != nil)
+	made, err := s.kind.form.toStored(updated, old, s.outcome(ctx) != nil)
 	if err != nil {
-		return nil, nil, 0, err
+		return encoded{}, 0, err
 	}
 	if newTTL != nil {
 		left = seconds(*newTTL)
 	}
-	return stored, data, left, nil
+	return made, left, nil
 }
 
 // current gives a private copy of the object to update (or, where the caller only reads it, itself), or an empty one where the caller accepts absence.
@@ -336,17 +338,17 @@ func (s *Storage) current(ctx context.Context, key string, rec *store.Record, ig
 	return obj, res, left, nil
 }
 
-// unchanged reports whether an update would store what is stored already. data is the plain encoding of updated.
-func (s *Storage) unchanged(updated runtime.Object, data []byte, rec *store.Record) bool {
-	if s.kind.codec.transformer == nil && !rec.EncodedAs(data) {
+// unchanged reports whether an update would store what is stored already.
+func (s *Storage) unchanged(made encoded, rec *store.Record) bool {
+	if s.kind.codec.transformer == nil && !rec.EncodedAs(made.data) {
 		return false
 	}
-	m, err := meta.Accessor(updated)
+	m, err := meta.Accessor(made.object)
 	if err != nil {
 		return false
 	}
 	m.SetResourceVersion(strconv.FormatInt(rec.Revision, 10))
-	same := apiequality.Semantic.DeepEqual(updated, rec.Object)
+	same := apiequality.Semantic.DeepEqual(made.object, rec.Object)
 	m.SetResourceVersion("")
 	return same
 }

@@ -223,14 +223,34 @@ func (wr *change) answer(rw http.ResponseWriter, req *http.Request, code int, ou
 		return
 	}
 	if err == nil {
-		var head, body, tail []byte
-		if head, body, tail, err = wr.format.parts(nil, outcome.Record, wr.kind.Stored); err == nil {
-			err = write(&answering{counted, code}, req, wr.format.contentType(), slices.Concat(head, body, tail))
+		var data []byte
+		if data, err = wr.encode(outcome); err == nil {
+			err = write(&answering{counted, code}, req, wr.format.contentType(), data)
 		}
 	}
 	if err != nil {
 		responsewriters.ErrorNegotiated(err, wr.scope.Serializer, gv, counted, req)
 	}
+}
+
+// encode gives the answer. Protobuf is made of the bytes that were made for the store, where it is not there yet.
+func (wr *change) encode(outcome *api.Outcome) ([]byte, error) {
+	f, ok := wr.format.(protoFormat)
+	if !ok {
+		head, body, tail, err := wr.format.parts(nil, outcome.Record, wr.kind.Stored)
+		return slices.Concat(head, body, tail), err
+	}
+	body, err := outcome.Record.Encoding(f.name(), func() ([]byte, error) {
+		if data := outcome.Message(outcome.Record); data != nil {
+			return data, nil
+		}
+		return f.encode(outcome.Record.Object)
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := openEnvelope(make([]byte, 0, envelopeSize(wr.kind.Stored, len(body))), wr.kind.Stored, len(body))
+	return append(append(out, body...), closeEnvelope...), nil
 }
 
 // bodyVerbs are what upstream counts the sizes of bodies under.
