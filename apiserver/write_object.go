@@ -93,7 +93,7 @@ func (wr *change) decode() (runtime.Object, error) {
 	if *got != want {
 		return nil, fmt.Errorf("%s is no %s", got, want)
 	}
-	legacyscheme.Scheme.Default(obj)
+	setDefaults(obj)
 	return obj, nil
 }
 
