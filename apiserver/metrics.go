@@ -167,6 +167,7 @@ type readSeries struct {
 	events        metrics.CounterMetric // nil unless a watch
 	duration, sli metrics.ObserverMetric
 	size          metrics.ObserverMetric // nil for a watch
+	body          metrics.ObserverMetric // nil for a read
 }
 
 // newReadMetrics needs the registered metrics.
@@ -227,8 +228,14 @@ func (v *requestVectors) series(key seriesKey) *readSeries {
 	} else {
 		s.size = v.responseSize.WithLabelValues(plain...)
 	}
+	if verb := bodyVerbs[key.verb]; verb != "" {
+		s.body = handlersmetrics.RequestBodySizes.WithLabelValues(key.kind.Resource.Group, resource, string(verb))
+	}
 	return s
 }
+
+// bodyVerbs are what upstream counts the sizes of bodies under.
+var bodyVerbs = map[string]handlersmetrics.RequestBodyVerb{"create": handlersmetrics.Create, "patch": handlersmetrics.Patch, "delete": handlersmetrics.Delete}
 
 // measured is the response writer of one counted request; it forwards what it does not count by Unwrap.
 type measured struct {
@@ -283,6 +290,13 @@ func eventCounter(w http.ResponseWriter) metrics.CounterMetric {
 		return m.series.events
 	}
 	return nil
+}
+
+// took counts the size of a write's body.
+func (m *measured) took(size int) {
+	if s := m.series; s != nil && s.body != nil {
+		s.body.Observe(float64(size))
+	}
 }
 
 // done counts the request.

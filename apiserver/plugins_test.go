@@ -79,7 +79,7 @@ func TestPluginsBegin(t *testing.T) {
 	require.True(t, apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause), "%v", err)
 }
 
-// TestAdmissionIsCounted: in upstream's series, also of plugins that had nothing to do.
+// TestAdmissionIsCounted: in upstream's series, also of plugins that had nothing to do; and so is the size of what is written.
 func TestAdmissionIsCounted(t *testing.T) {
 	s := serve(t, func(*apiserver.Config) {})
 	c := newClient(t, true)
@@ -99,6 +99,7 @@ func TestAdmissionIsCounted(t *testing.T) {
 			`apiserver_admission_step_admission_duration_seconds_count{operation="DELETE",rejected="true",type="admit"} 1`,
 			`apiserver_admission_step_admission_duration_seconds_count{operation="CREATE",rejected="false",type="validate"}`,
 			`apiserver_admission_step_admission_duration_seconds_summary_count{operation="CREATE",rejected="false",type="validate"}`,
+			`apiserver_request_body_size_bytes_count{group="",resource="configmaps",verb="create"}`,
 		} {
 			require.Contains(t, got, want)
 		}

@@ -19,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/handlers"
-	requestmetrics "k8s.io/apiserver/pkg/endpoints/handlers/metrics"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
@@ -215,7 +214,7 @@ func (wr *change) serve(rw http.ResponseWriter, req *http.Request) bool {
 func (wr *change) answer(rw http.ResponseWriter, req *http.Request, code int, outcome *api.Outcome, result runtime.Object, err error) {
 	counted := wr.writer.metrics.begin(rw, req, wr.kind, wr.info)
 	defer counted.done()
-	requestmetrics.RecordRequestBodySize(req.Context(), wr.GroupResource(), bodyVerbs[wr.info.Verb], len(wr.body))
+	counted.took(len(wr.body))
 	gv := wr.kind.Stored.GroupVersion()
 	_, isStatus := result.(*metav1.Status)
 	if err == nil && (outcome.Record == nil || isStatus) {
@@ -252,9 +251,6 @@ func (wr *change) encode(outcome *api.Outcome) ([]byte, error) {
 	out := openEnvelope(make([]byte, 0, envelopeSize(wr.kind.Stored, len(body))), wr.kind.Stored, len(body))
 	return append(append(out, body...), closeEnvelope...), nil
 }
-
-// bodyVerbs are what upstream counts the sizes of bodies under.
-var bodyVerbs = map[string]requestmetrics.RequestBodyVerb{"create": requestmetrics.Create, "patch": requestmetrics.Patch, "delete": requestmetrics.Delete}
 
 // answering is a response writer whose status is another than 200.
 type answering struct {
