@@ -29,8 +29,17 @@ var readFormats = []struct{ ours, upstream string }{
 // fetch answers a request as the most privileged user.
 func fetch(t testing.TB, c *cluster, path, accept string) *httptest.ResponseRecorder {
 	t.Helper()
+	return fetchFrom(c, path, accept, "", "192.0.2.1:1234")
+}
+
+// fetchFrom is a GET by an administrator at an address who takes what encoding says.
+func fetchFrom(c *cluster, path, accept, encoding, remote string) *httptest.ResponseRecorder {
 	req := httptest.NewRequest(http.MethodGet, path, nil)
 	req.Header.Set("Accept", accept)
+	if encoding != "" {
+		req.Header.Set("Accept-Encoding", encoding)
+	}
+	req.RemoteAddr = remote
 	req = req.WithContext(client.WithUser(req.Context(), client.User("admin", user.SystemPrivilegedGroup)))
 	w := httptest.NewRecorder()
 	c.handler.ServeHTTP(w, req)

@@ -18,20 +18,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apiserver/pkg/authentication/user"
-
-	"knarr/client"
 )
 
-// ask is a GET by who takes what accept-encoding says; remote is where from, empty for this machine.
+// askFrom is fetchFrom, which has to succeed.
 func askFrom(t testing.TB, c *cluster, path, accept, encoding, remote string) *httptest.ResponseRecorder {
 	t.Helper()
-	req := httptest.NewRequest(http.MethodGet, path, nil)
-	req.Header.Set("Accept", accept)
-	req.Header.Set("Accept-Encoding", encoding)
-	req.RemoteAddr = remote
-	w := httptest.NewRecorder()
-	c.handler.ServeHTTP(w, req.WithContext(client.WithUser(req.Context(), client.User("admin", user.SystemPrivilegedGroup))))
+	w := fetchFrom(c, path, accept, encoding, remote)
 	require.Equal(t, http.StatusOK, w.Code, w.Body)
 	return w
 }
