@@ -13,13 +13,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Instructions of a function are counted by letting a child process run it one at a time: that needs no counters of the processor, which virtual
 // machines seldom have, and gives the same number on a busy machine as on an idle one. What other threads do meanwhile (a commit that the
-// function waits for) does not count, nor does the kernel. A step takes some microseconds, in a virtual machine inside another up to a hundred.
+// function waits for) does not count, nor does the kernel.
 
 // stepSignal tells the parent where the counted part begins and ends: it is never delivered.
 const stepSignal = unix.SIGUSR2
@@ -66,7 +67,7 @@ func (s *Stepped) End() error {
 const threadWord, countWord, endWord = "stepped: thread ", "stepped: count ", "stepped: end"
 
 // CountInstructions runs a program that uses Stepped and gives the instructions of each function that it counts, the least where a name is counted more than
-// once. The child is gone when it returns. It needs the right to trace: ErrMayNotTrace is what it says where there is none.
+// once. The child is gone when it returns. It needs the right to trace, and a machine that does it fast: ErrMayNotTrace and ErrTooSlow.
 func CountInstructions(cmd *exec.Cmd) (counts map[string]int, err error) {
 	runtime.LockOSThread() // a tracer is a thread
 	defer runtime.UnlockOSThread()
@@ -83,17 +84,18 @@ func CountInstructions(cmd *exec.Cmd) (counts map[string]int, err error) {
 	}
 	lines := bufio.NewReader(out)
 	if counts, err = stepThrough(cmd.Process.Pid, in, lines); err != nil {
-		return nil, errors.Join(err, cmd.Process.Kill(), ignoreExit(cmd.Wait()))
+		_ = cmd.Process.Kill()
 	}
-	said, err := io.ReadAll(lines)
-	if err = errors.Join(err, cmd.Wait()); err != nil {
+	said, readErr := io.ReadAll(lines)
+	waitErr := cmd.Wait()
+	if err = errors.Join(err, readErr, waitErr); err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, said)
 	}
 	return counts, nil
 }
 
 // stepThrough counts until the child says that it has ended.
-func stepThrough(pid int, in io.Writer, lines *bufio.Reader) (map[string]int, error) {
+func stepThrough(pid int, in io.Writer, lines *bufio.Reader) (_ map[string]int, err error) {
 	word, err := after(lines, threadWord)
 	if err != nil {
 		return nil, err
@@ -102,6 +104,11 @@ func stepThrough(pid int, in io.Writer, lines *bufio.Reader) (map[string]int, er
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			t.abandon(pid)
+		}
+	}()
 	if _, err := io.WriteString(in, "\n"); err != nil {
 		return nil, err
 	}
@@ -146,16 +153,17 @@ func after(lines *bufio.Reader, word string) (string, error) {
 	}
 }
 
-func ignoreExit(err error) error {
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return nil
-	}
-	return err
-}
-
 // ErrMayNotTrace says that the machine lets nobody trace processes.
 var ErrMayNotTrace = errors.New("tracing is not allowed here")
+
+// ErrTooSlow says that steps take longer than slowStep, so that what is counted may run into its own deadlines.
+var ErrTooSlow = errors.New("single steps take too long here")
+
+// A step takes some microseconds, in a virtual machine inside another up to 150: half a million of them must take less than half a minute. It is looked at each so many steps.
+const (
+	slowStep   = 50 * time.Microsecond
+	slowWindow = 5_000
+)
 
 // tracer holds a thread of the child, and the one by which its runtime takes processors away from goroutines that run for long, as all do that are
 // counted.
@@ -172,8 +180,8 @@ func newTracer(pid int, word string) (*tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, t := range []int{tid, monitor} {
-		switch err := unix.PtraceSeize(t); {
+	for t, options := range map[int]uintptr{tid: unix.PTRACE_O_TRACEEXIT, monitor: 0} {
+		switch err := seize(t, options); {
 		case errors.Is(err, unix.EPERM):
 			return nil, fmt.Errorf("%w: %w", ErrMayNotTrace, err)
 		case err != nil:
@@ -181,6 +189,25 @@ func newTracer(pid int, word string) (*tracer, error) {
 		}
 	}
 	return &tracer{tid, monitor}, nil
+}
+
+func seize(tid int, options uintptr) error {
+	if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(tid), 0, options, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// abandon ends the child, and waits for the ends of threads that others are not told of while they are traced.
+func (t *tracer) abandon(pid int) {
+	_ = unix.Kill(pid, unix.SIGKILL)
+	for _, tid := range []int{t.tid, t.monitor} {
+		for unix.PtraceDetach(tid) != nil { // it runs, or is gone
+			if _, err := stop(tid); err != nil && !errors.Is(err, errEnding) {
+				break
+			}
+		}
+	}
 }
 
 // monitorOf finds the runtime's monitor: the first thread that a Go program makes.
@@ -220,7 +247,10 @@ func (t *tracer) count() (n int, err error) {
 	if err := t.halt(); err != nil {
 		return 0, err
 	}
-	for {
+	for began := time.Now(); ; {
+		if n%slowWindow == slowWindow-1 && time.Since(began) > time.Duration(n)*slowStep {
+			return 0, ErrTooSlow
+		}
 		if err := unix.PtraceSingleStep(t.tid); err != nil {
 			return 0, fmt.Errorf("step: %w", err)
 		}
@@ -262,6 +292,9 @@ func (t *tracer) toSignal() error {
 	}
 }
 
+// errEnding says that a thread is about to end. It is told of the counted one: that it has ended would not be, of a process's first thread, before the monitor was waited for.
+var errEnding = errors.New("it ends")
+
 // stop waits until a thread stops and says by which signal.
 func stop(tid int) (unix.Signal, error) {
 	var status unix.WaitStatus
@@ -271,6 +304,8 @@ func stop(tid int) (unix.Signal, error) {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return 0, fmt.Errorf("wait for thread %d: %w", tid, err)
+		case status.TrapCause() == unix.PTRACE_EVENT_EXIT:
+			return 0, fmt.Errorf("thread %d: %w", tid, errEnding)
 		case !status.Stopped():
 			return 0, fmt.Errorf("thread %d is gone (%#x)", tid, uint32(status))
 		default:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -37,7 +38,7 @@ func TestCountInstructions(t *testing.T) {
 	cmd := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
 	cmd.Env = append(os.Environ(), word+"=1")
 	got, err := rig.CountInstructions(cmd)
-	if errors.Is(err, rig.ErrMayNotTrace) {
+	if errors.Is(err, rig.ErrMayNotTrace) || errors.Is(err, rig.ErrTooSlow) {
 		t.Skip(err)
 	}
 	require.NoError(t, err)
@@ -47,6 +48,31 @@ func TestCountInstructions(t *testing.T) {
 	require.LessOrEqual(t, perTurn, 10)
 	require.Less(t, got["short"], short*(perTurn+1)+2000)
 	require.Less(t, got["waits"], long*perTurn)
+}
+
+// TestCountInstructionsOfWhoFails: a child that ends early, which says why, and one that is killed meanwhile.
+func TestCountInstructionsOfWhoFails(t *testing.T) {
+	const word = "KNARR_STEPPED"
+	if how := os.Getenv(word); how != "" {
+		s, err := rig.NewStepped(os.Stdin, os.Stdout)
+		require.NoError(t, err)
+		require.NoError(t, s.Count("fails", func() {
+			if how == "exit" {
+				os.Exit(3)
+			}
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		}))
+		return
+	}
+	for how, want := range map[string]string{"exit": "exit status 3", "kill": "signal: killed"} {
+		cmd := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
+		cmd.Env = append(os.Environ(), word+"="+how)
+		_, err := rig.CountInstructions(cmd)
+		if errors.Is(err, rig.ErrMayNotTrace) {
+			t.Skip(err)
+		}
+		require.ErrorContains(t, err, want)
+	}
 }
 
 // spinner keeps the compiler from leaving loops out.
