@@ -23,11 +23,12 @@ import (
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
 
 	"knarr/api"
+	"knarr/apiserver/h2"
 	"knarr/store"
 )
 
-// fastWrites hands requests to the handlers at once where the filters would let them pass: writes of stored objects, and gets of custom resources, by who is known by
-// a certificate or a token that was verified a moment ago, and may do what they ask for. Members of system:masters may do everything and are exempt from priority and fairness, which
+// fastWrites hands requests to the handlers at once where the filters would let them pass: writes, lists and gets of stored objects, by who is known by a
+// certificate or a token that was verified a moment ago, and may do what they ask for. Members of system:masters may do everything and are exempt from priority and fairness, which
 // all others are subject to here too. What the filters leave in the answer stands in it all the same. The request stays on its goroutine, since such
 // handlers end by a deadline of their own. Everything else goes through the filters (chain.go), refusals included, and its answers are the same, which
 // TestFastWrites holds.
@@ -80,8 +81,7 @@ func (f *fastWrites) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 // accept gives the request as the filters would hand it on; nil when it has to pass them. It reads no body.
 func (f *fastWrites) accept(req *http.Request) *http.Request {
 	now := time.Now()
-	if query := req.URL.RawQuery; req.ProtoMajor != 2 || f.writer.audited || !f.onlyPlain(req.Header) ||
-		strings.Contains(query, "timeout") || strings.Contains(query, "%") { // a timeout is the filters' business, also one that is spelt oddly
+	if req.ProtoMajor != 2 || f.writer.audited || !f.onlyPlain(req.Header) || mayBeTimed(req.URL.RawQuery) {
 		return nil
 	}
 	info, err := f.resolver.NewRequestInfo(req)
@@ -125,7 +125,19 @@ func (f *fastWrites) allowed(ctx context.Context) bool {
 	return err == nil && decision == authorizer.DecisionAllow
 }
 
-// isBounded tells requests whose handlers end by themselves: upstream's give up a write of an object after 34 seconds.
+// mayBeTimed reports whether a query sets a timeout, which is the filters' business, or a parameter whose name is spelt so oddly that it may.
+func mayBeTimed(query string) bool {
+	for query != "" {
+		var parameter string
+		parameter, query, _ = strings.Cut(query, "&")
+		if name, _, _ := strings.Cut(parameter, "="); name == "timeout" || strings.ContainsAny(name, "%+") {
+			return true
+		}
+	}
+	return false
+}
+
+// isBounded tells requests whose handlers end by themselves: upstream's give up a write of an object after 34 seconds, a list is sent as fast as the client takes it.
 func (f *fastWrites) isBounded(info *apirequest.RequestInfo) bool {
 	if !info.IsResourceRequest || info.Subresource != "" && info.Subresource != "status" && info.Subresource != "binding" {
 		return false
@@ -137,8 +149,8 @@ func (f *fastWrites) isBounded(info *apirequest.RequestInfo) bool {
 	switch info.Verb {
 	case "create", "update", "patch", "delete":
 		return true
-	case "get":
-		return !kind.Plain()
+	case "get", "list":
+		return true
 	}
 	return false
 }
@@ -157,15 +169,19 @@ func (f *fastWrites) onlyPlain(h http.Header) bool {
 
 // serve does what the filters do around a handler.
 func (f *fastWrites) serve(fast *fastWrite, w http.ResponseWriter, req *http.Request) {
+	if req.Method == http.MethodGet {
+		h2.ReserveStack() // for others it is there
+	}
 	h := w.Header()
 	u, _ := apirequest.UserFrom(req.Context())
 	handler := http.Handler(fast)
-	if !isOfMasters(u) {
+	calm := f.flow.isCalmRead(req) // and not classified
+	if !calm && !isOfMasters(u) {
 		handler = f.limited
 		req = req.WithContext(context.WithValue(req.Context(), fastKey{}, fast))
 	}
 	if _, inProcess := f.inProcess(req.Context()); !inProcess {
-		if handler == fast && !f.markExempt(h) {
+		if !calm && handler == fast && !f.markExempt(h) {
 			fast.done = false
 			return
 		}

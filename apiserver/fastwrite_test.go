@@ -55,7 +55,16 @@ var fastWrites = []struct {
 	{"POST", "ships", js, strings.Replace(fastShip, "6", "60", 1), 422, false},
 	{"GET", "ships/knarr", "", ``, 200, false},
 	{"GET", "ships/none", "", ``, 404, false},
-	{"GET", "ships", "", ``, 200, true},
+	{"GET", "ships", "", ``, 200, false},
+	{"GET", "configmaps", "", ``, 200, false},
+	{"GET", "configmaps/none", "", ``, 404, false},
+	{"GET", "configmaps?limit=1&labelSelector=a%3Db", "", ``, 200, false},
+	{"GET", "configmaps?labelSelector=%25%25", "", ``, 400, false},
+	{"GET", "configmaps?resourceVersion=999999999", "", ``, 504, false},
+	{"GET", "configmaps?timeoutSeconds=7", "", ``, 200, false},
+	{"GET", "configmaps?timeout=7s", "", ``, 200, true},
+	{"GET", "configmaps?limit=1&%74imeout=x", "", ``, 400, true},
+	{"GET", "pods/p/status", "", ``, 200, false},
 	{"PATCH", "ships/knarr", merge, `{"spec":{"crew":7}}`, 200, false},
 	{"DELETE", "ships/knarr", js, ``, 200, false},
 	{"DELETE", "ships", js, ``, 200, true},
@@ -157,7 +166,9 @@ func (f *fastWriter) all(t *testing.T) {
 			}
 			for _, a := range []answer{full, short} {
 				require.Len(t, a.header.Get("Audit-Id"), 36)
-				require.NotEmpty(t, a.header.Get("X-Kubernetes-Pf-Flowschema-Uid"), w.path)
+				if w.method != "GET" || strings.HasPrefix(w.path, "ships") { // reads of built-in kinds are classified only where there are many
+					require.NotEmpty(t, a.header.Get("X-Kubernetes-Pf-Flowschema-Uid"), w.path)
+				}
 				for _, varies := range []string{"Audit-Id", "Date", "Content-Length"} {
 					a.header.Del(varies)
 				}

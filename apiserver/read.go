@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,7 +14,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
-	internalscheme "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme"
 	internalvalidation "k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -191,13 +191,25 @@ func (rd *read) list(w http.ResponseWriter, req *http.Request) error {
 	return rd.sendList(w, req, l)
 }
 
+// decodeListOptions does what upstream's parameter codec does, without looking for how.
+func decodeListOptions(query url.Values, into *internalversion.ListOptions) error {
+	if len(query) == 0 {
+		return nil
+	}
+	var versioned metav1.ListOptions
+	if err := metav1.Convert_url_Values_To_v1_ListOptions(&query, &versioned, nil); err != nil {
+		return err
+	}
+	return internalversion.Convert_v1_ListOptions_To_internalversion_ListOptions(&versioned, into, nil)
+}
+
 // selection reads the request's parameters as upstream's list handler does.
 func (rd *read) selection(req *http.Request) (api.Selection, storage.ListOptions, *internalversion.ListOptions, error) {
 	opts := &internalversion.ListOptions{}
 	fail := func(err error) (api.Selection, storage.ListOptions, *internalversion.ListOptions, error) {
 		return api.Selection{}, storage.ListOptions{}, nil, err
 	}
-	if err := internalscheme.ParameterCodec.DecodeParameters(req.URL.Query(), metav1.SchemeGroupVersion, opts); err != nil {
+	if err := decodeListOptions(req.URL.Query(), opts); err != nil {
 		return fail(apierrors.NewBadRequest(err.Error()))
 	}
 	internalversion.SetListOptionsDefaults(opts, true)
