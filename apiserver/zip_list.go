@@ -23,16 +23,13 @@ type part struct {
 	from, to int // of the list's records
 }
 
-// zipped gives a list as a gzip stream; nil where it is better sent as it is. A client that is not on this machine gets each large list so, as from upstream; one on this
-// machine where most of it was asked for before: compressing costs about what sending costs, but sending what is compressed a tenth of it.
+// zipped gives a large list as a gzip stream, to each client that takes it, as upstream does; nil where it is better sent as it is. To compress a list costs about what it costs to send it,
+// to send what is compressed a quarter of that.
 func (rd *read) zipped(req *http.Request, l *listing) (*listBody, error) {
 	if len(l.page.Records) < 2 || !acceptsZip(req) || !l.isLarge() {
 		return nil, nil
 	}
-	again := l.split(rd.zips, rd.kind.Resource.String()+" "+rd.format.name())
-	if again < len(l.page.Records)*3/4 && isLocal(req) {
-		return nil, nil
-	}
+	l.split(rd.zips, rd.kind.Resource.String()+" "+rd.format.name())
 	// The first item goes with what stands before it: all others are preceded by the same, wherever in a list they are.
 	if err := l.gather(rd.format, 0, 1); err != nil {
 		return nil, err
@@ -74,9 +71,9 @@ func (l *listing) isLarge() bool {
 	return false
 }
 
-// split finds the parts of all records but the first, and counts those of which a part was asked for before. Where a part ends depends on the records in it alone, so
+// split finds the parts of all records but the first. Where a part ends depends on the records in it alone, so
 // that a change of one object changes one part, or two, wherever it is.
-func (l *listing) split(zips *pieces.Cache, source string) (again int) {
+func (l *listing) split(zips *pieces.Cache, source string) {
 	l.parts, l.versions = l.parts[:0], l.versions[:0]
 	from, size := 1, int64(0)
 	for i, rec := range l.page.Records[1:] {
@@ -85,14 +82,9 @@ func (l *listing) split(zips *pieces.Cache, source string) (again int) {
 		if i+2 < len(l.page.Records) && len(l.versions) < pieceRecordsMost && size < pieceBytes && !endsPiece(rec) {
 			continue
 		}
-		entry, known := zips.Find(source, l.versions)
-		l.parts = append(l.parts, part{entry, from, i + 2})
-		if known {
-			again += len(l.versions)
-		}
+		l.parts = append(l.parts, part{zips.Find(source, l.versions), from, i + 2})
 		l.versions, from, size = l.versions[:0], i+2, 0
 	}
-	return again
 }
 
 // endsPiece is true of one in pieceRecords, by chance.

@@ -77,8 +77,8 @@ func TestZippedLists(t *testing.T) {
 			for _, accept := range []string{runtime.ContentTypeJSON, runtime.ContentTypeProtobuf} {
 				plain, zipped := unzipped(t, askFrom(t, c, path, accept, "", "192.0.2.1:1"))
 				require.False(t, zipped)
-				for _, encoding := range []string{"gzip", "br, gzip"} {
-					got, zipped := unzipped(t, askFrom(t, c, path, accept, encoding, "192.0.2.1:1"))
+				for encoding, remote := range map[string]string{"gzip": "192.0.2.1:1", "br, gzip": "127.0.0.1:1"} {
+					got, zipped := unzipped(t, askFrom(t, c, path, accept, encoding, remote))
 					require.True(t, bytes.Equal(plain, got), "%s %s", path, accept)
 					if zipped {
 						zips++
@@ -95,42 +95,6 @@ func TestZippedLists(t *testing.T) {
 		}
 	}
 	require.NotZero(t, zips)
-}
-
-// TestZippedListsAtHome: a client on this machine gets a list as it is, and compressed what it asks for again, while most of it stays.
-func TestZippedListsAtHome(t *testing.T) {
-	c := startCluster(t, vfs.NewMem(), nil)
-	defer c.stop()
-	maps := c.CoreV1().ConfigMaps("default")
-	write := func(i, version int) {
-		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("m-", i)}, Data: map[string]string{"k": strings.Repeat("x", 500+version)}}
-		var err error
-		if version == 0 {
-			_, err = maps.Create(t.Context(), m, metav1.CreateOptions{})
-		} else {
-			_, err = maps.Update(t.Context(), m, metav1.UpdateOptions{})
-		}
-		require.NoError(t, err)
-	}
-	for i := range 1000 {
-		write(i, 0)
-	}
-	ask := func(remote string) bool {
-		_, zipped := unzipped(t, askFrom(t, c, "/api/v1/configmaps", runtime.ContentTypeProtobuf, "gzip", remote))
-		return zipped
-	}
-	require.False(t, ask("127.0.0.1:1"))
-	require.True(t, ask("127.0.0.1:1"))
-	write(7, 1)
-	require.True(t, ask("[::1]:1"), "most is as it was")
-	for i := range 1000 {
-		write(i, 2)
-	}
-	require.False(t, ask("127.0.0.1:1"))
-	for i := range 1000 {
-		write(i, 3)
-	}
-	require.True(t, ask("192.0.2.1:1"), "elsewhere")
 }
 
 // BenchmarkZippedList lists 5,000 ConfigMaps that do not change.

@@ -37,9 +37,9 @@ type Entry struct {
 	bytes  int        // that the cache counts, guarded by its mu; 0: it is in the cache no more
 }
 
-// Find gives the entry for a sequence of versions of one source, and whether it has been asked for before. The source is a name for where versions are
+// Find gives the entry for a sequence of versions of one source. The source is a name for where versions are
 // unique and for what the bytes are: of a source and versions, they are always the same. The versions are not kept.
-func (c *Cache) Find(source string, versions []int64) (e *Entry, again bool) {
+func (c *Cache) Find(source string, versions []int64) *Entry {
 	h := hash(source, versions)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -47,14 +47,14 @@ func (c *Cache) Find(source string, versions []int64) (e *Entry, again bool) {
 	if element != nil {
 		if e := element.Value.(*Entry); e.source == source && slices.Equal(e.versions, versions) {
 			c.recent.MoveToFront(element)
-			return e, true
+			return e
 		}
 		c.drop(element)
 	}
-	e = &Entry{cache: c, hash: h, source: source, versions: slices.Clone(versions), bytes: entryBytes + 8*len(versions)}
+	e := &Entry{cache: c, hash: h, source: source, versions: slices.Clone(versions), bytes: entryBytes + 8*len(versions)}
 	c.entries[h] = c.recent.PushFront(e)
 	c.grow(e.bytes)
-	return e, false
+	return e
 }
 
 // Piece gives the piece if it was made, nil if not.

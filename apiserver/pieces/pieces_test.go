@@ -54,42 +54,34 @@ func TestPower(t *testing.T) {
 func TestCache(t *testing.T) {
 	c := NewCache(20 * entryBytes)
 	raw := func() ([]byte, error) { return []byte("bytes"), nil }
-	e, again := c.Find("pods", []int64{1, 2})
-	require.False(t, again)
+	e := c.Find("pods", []int64{1, 2})
 	require.Nil(t, e.Piece())
 	_, err := e.Make(func() ([]byte, error) { return nil, errors.New("no") })
 	require.EqualError(t, err, "no")
 	p, err := e.Make(raw)
 	require.NoError(t, err)
-	same, again := c.Find("pods", []int64{1, 2})
-	require.True(t, again)
-	require.Same(t, p, same.Piece())
+	require.Same(t, p, c.Find("pods", []int64{1, 2}).Piece())
 	for _, other := range []struct {
 		source   string
 		versions []int64
 	}{{"services", []int64{1, 2}}, {"pods", []int64{2, 1}}, {"pods", []int64{1}}, {"pods", nil}} {
-		_, again := c.Find(other.source, other.versions)
-		require.False(t, again, other)
+		require.Nil(t, c.Find(other.source, other.versions).Piece(), other)
 	}
 	for i := range int64(1000) { // the first is asked for all the time, and stays
-		e, _ := c.Find("pods", []int64{i, i})
-		_, err := e.Make(raw)
+		_, err := c.Find("pods", []int64{i, i}).Make(raw)
 		require.NoError(t, err)
-		same, again := c.Find("pods", []int64{1, 2})
-		require.True(t, again)
-		require.Same(t, p, same.Piece())
+		require.Same(t, p, c.Find("pods", []int64{1, 2}).Piece())
 		require.LessOrEqual(t, c.bytes, c.limit)
 		require.Equal(t, c.recent.Len(), len(c.entries))
 	}
-	_, again = c.Find("services", []int64{1, 2})
-	require.False(t, again, "it had to go")
+	require.Nil(t, c.Find("pods", []int64{3, 3}).Piece(), "it had to go")
 }
 
 // TestCacheAtOnce makes a piece from many goroutines: it is made once, and one that is too large for the cache is made all the same.
 func TestCacheAtOnce(t *testing.T) {
 	c := NewCache(2 * entryBytes)
 	made := 0
-	e, _ := c.Find("pods", []int64{1})
+	e := c.Find("pods", []int64{1})
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
