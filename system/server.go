@@ -337,7 +337,7 @@ func (p *controlPlane) bootstrap(ctx context.Context, g *group) error {
 		return err
 	}
 	p.config.Ready()
-	g.background(trimWhenQuiet)
+	g.background(func(ctx context.Context) { trimWhenQuiet(ctx, workHeap()) })
 	return nil
 }
 
