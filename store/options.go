@@ -55,7 +55,7 @@ const (
 	// DefaultPinBytes bounds the encoded size of the replaced objects that pinned snapshots of one table keep.
 	DefaultPinBytes = 64 << 20
 	// DefaultEncodingBytes bounds the encodings that all records of the store cache.
-	DefaultEncodingBytes = 32 << 20
+	DefaultEncodingBytes = 8 << 20
 
 	// maxReplacedBytes bounds those of them that belong to versions of objects that were replaced or deleted.
 	maxReplacedBytes = 2 << 20
