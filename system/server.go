@@ -337,7 +337,7 @@ func (p *controlPlane) bootstrap(ctx context.Context, g *group) error {
 		return err
 	}
 	p.config.Ready()
-	g.background(func(ctx context.Context) { trimWhenQuiet(ctx, workHeap()) })
+	g.background(func(ctx context.Context) { lighten(ctx, workHeap()) })
 	return nil
 }
 
