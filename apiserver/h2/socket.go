@@ -41,10 +41,12 @@ type socket struct {
 	beforeRead func()
 
 	mu      sync.Mutex
-	holding bool   // guarded by mu: what is written gathers in out
-	out     []byte // guarded by mu
-	rest    []byte // guarded by mu: what put has not written yet
-	failed  error  // guarded by mu: of put
+	holding bool          // guarded by mu: what is written gathers in out
+	out     []byte        // guarded by mu
+	rest    []byte        // guarded by mu: what put has not written yet
+	failed  error         // guarded by mu: of put
+	turn    chan struct{} // guarded by mu: of which the handshake holds one
+	closed  bool          // guarded by mu
 }
 
 // Read implements net.Conn.
@@ -93,7 +95,9 @@ func (s *socket) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.holding {
-		return s.Conn.Write(p)
+		n, err := s.Conn.Write(p)
+		s.endTurnLocked()
+		return n, err
 	}
 	if len(s.out)+len(p) > socketBytes && len(s.out) > 0 {
 		if err := s.put(s.out); err != nil {
