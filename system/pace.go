@@ -48,8 +48,8 @@ const (
 	automatic
 )
 
-// follow is called after each collection, with the time, and reports whether there is work: two collections within rush that the heap's growth made. An operator's own GOGC and
-// GOMEMLIMIT stand.
+// follow is called after each collection, with the time, and reports whether it was one that nobody asked for. Where two of those come within rush, there is work. An operator's own
+// GOGC and GOMEMLIMIT stand.
 //
 // The soft memory limit becomes what the present live heap needs: the runtime then gives back at once what a peak took (a list of all pods, collections that came late on a busy
 // machine), not in the minutes after it. Where the heap grows, so does the limit, with each collection.
@@ -62,8 +62,9 @@ func (p *pace) follow(now time.Time) bool {
 			return false
 		}
 	}
-	working := false
+	working, own := false, false
 	if n := read[automatic].Value.Uint64(); n != p.automatic {
+		own = true
 		working = p.started && p.workHeap > 0 && now.Sub(p.last) < rush && os.Getenv("GOGC") == ""
 		p.automatic, p.last = n, now
 	}
@@ -80,7 +81,7 @@ func (p *pace) follow(now time.Time) bool {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(goal + live/holes + memoryBase)
 	}
-	return working
+	return own
 }
 
 // rest is called when the start or a time of work is over.

@@ -59,7 +59,8 @@ func TestPace(t *testing.T) {
 	next := func(after time.Duration) bool {
 		collect(t)
 		at = at.Add(after)
-		return p.follow(at)
+		require.True(t, p.follow(at), "nobody asked for it")
+		return p.working
 	}
 	usual := func() {
 		t.Helper()
@@ -81,6 +82,7 @@ func TestPace(t *testing.T) {
 	runtime.GC()
 	at = at.Add(rush / 2)
 	require.False(t, p.follow(at), "somebody asked for it")
+	require.False(t, p.working)
 	usual()
 	require.True(t, next(rush/4))
 	p.rest()

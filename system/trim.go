@@ -14,9 +14,10 @@ const (
 	// After its start a process gives back what only that needed: at firstTrim, and at secondTrim, since the last of what a start sets off
 	// ends half a minute later.
 	firstTrim, secondTrim = 5 * time.Second, 40 * time.Second
-	// quiet is how long there was no garbage collection in a process that does next to nothing. The runtime makes one every two minutes
-	// where nothing else asks for it.
+	// quiet is how long there was no garbage collection in a process that does next to nothing.
 	quiet = 20 * time.Second
+	// periodic is how long after the one before the runtime makes a collection of a heap that has hardly grown, less a second.
+	periodic = 119 * time.Second
 )
 
 // dropEvery is how often the program's pages are let go of while there is work: of 35 MB that a load touches a third is used once. It takes 10 ms of processor time, with the
@@ -25,7 +26,7 @@ const dropEvery = 10 * time.Second
 
 // trimWhenQuiet gives memory back that a process does not need while it is quiet, until ctx ends: after its start, and after each time of
 // work. Freed heap goes back to the system, and so do the pages of the program that were used once; those that are used again come
-// back from the page cache. It wakes up for nothing but garbage collections, and once after a time of work. The program's mappings are not cut before they are let go of for
+// back from the page cache. It wakes up for nothing but garbage collections, and once after them. The program's mappings are not cut before they are let go of for
 // the first time: that is work, and a start has fewer page faults where each maps more. While there is work the heap may have workHeap bytes (pace); 0 is the usual.
 func trimWhenQuiet(ctx context.Context, workHeap int64) {
 	program := sync.OnceValue(pages.Own)
@@ -49,9 +50,9 @@ func trimWhenQuiet(ctx context.Context, workHeap int64) {
 				worked.Reset(quiet)
 			}
 		case <-collected:
-			rested = time.Since(last) >= quiet
+			rested = time.Since(last) >= periodic
 			last = time.Now()
-			if pace.follow(last) {
+			if pace.follow(last) && !rested { // the first after a while may be that of a load that begins now
 				worked.Reset(quiet)
 			}
 		}
