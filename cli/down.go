@@ -103,7 +103,13 @@ func (c *cluster) tearDownGrace(ctx context.Context, purge bool, grace time.Dura
 	}
 	step("stopping agents and server", func() error { return stopProcesses(ctx, pids(procs, false), stopTimeout) })
 	step("stopping containers", func() error { return c.stopContainers(ctx, grace) })
-	step("stopping shims", func() error { return stopProcesses(ctx, pids(procs, true), stopTimeout) })
+	step("stopping shims", func() error {
+		procs, err := c.processes() // again: who has ended since may have started one
+		if err != nil {
+			return err
+		}
+		return stopProcesses(ctx, pids(procs, true), stopTimeout)
+	})
 	step("removing the network", func() error { return c.removeNetwork(r, nodes) })
 	step("removing mounts", func() error { return errors.Join(unmountBelow(c.dir), unmountBelow(c.netDir())) })
 	step("removing cgroups", func() error { return removeCgroups(ctx, c.cgroups()) })
