@@ -28,8 +28,8 @@ const (
 	fastPod  = `{"metadata":{"name":"p"},` + podTail
 )
 
-// fastWrites are requests, the codes of their answers, and whether they go through the filters.
-var fastWrites = []struct {
+// bypassRequests are requests, the codes of their answers, and whether they go through the filters.
+var bypassRequests = []struct {
 	method, path, contentType, body string
 	code                            int
 	long                            bool
@@ -77,8 +77,8 @@ var fastWrites = []struct {
 	{"DELETE", "configmaps/u", js, `{"dryRun":["All"]}`, 200, false},
 }
 
-// TestFastWrites holds that writes past the filters get the answers of those through them.
-func TestFastWrites(t *testing.T) {
+// TestBypass holds that writes past the filters get the answers of those through them.
+func TestBypass(t *testing.T) {
 	var config *apiserver.Config
 	var long *atomic.Int64
 	s := serveWith(t, func(c *apiserver.Config) { config = c }, func(s *apiserver.Server) { long = apiserver.CountLongWays(s) })
@@ -145,7 +145,7 @@ func (f *fastWriter) known(t testing.TB) {
 }
 
 func (f *fastWriter) all(t *testing.T) {
-	for _, w := range fastWrites {
+	for _, w := range bypassRequests {
 		for _, accept := range []string{runtime.ContentTypeJSON, runtime.ContentTypeProtobuf} {
 			if accept == runtime.ContentTypeProtobuf && (w.code == 201 || strings.HasPrefix(w.path, "ships")) {
 				continue

@@ -27,12 +27,12 @@ import (
 	"knarr/store"
 )
 
-// fastWrites hands requests to the handlers at once where the filters would let them pass: writes, lists and gets of stored objects, by who is known by a
+// bypass hands requests to the handlers at once where the filters would let them pass: writes, lists and gets of stored objects, by who is known by a
 // certificate or a token that was verified a moment ago, and may do what they ask for. Members of system:masters may do everything and are exempt from priority and fairness, which
 // all others are subject to here too. What the filters leave in the answer stands in it all the same. The request stays on its goroutine, since such
 // handlers end by a deadline of their own. Everything else goes through the filters (chain.go), refusals included, and its answers are the same, which
-// TestFastWrites holds.
-type fastWrites struct {
+// TestBypass holds.
+type bypass struct {
 	next   http.Handler // the filters
 	inner  http.Handler // what is behind them
 	writer *writer
@@ -40,7 +40,7 @@ type fastWrites struct {
 	authn, token func(*http.Request) (user.Info, bool)
 	inProcess    func(context.Context) (user.Info, bool)
 	authorizer   authorizer.Authorizer
-	// limited puts a fastRequest under priority and fairness.
+	// limited puts a bypassed request under priority and fairness.
 	limited  http.Handler
 	resolver apirequest.RequestInfoResolver
 	flow     *flowControl
@@ -56,21 +56,21 @@ var (
 )
 
 // ServeHTTP implements http.Handler.
-func (f *fastWrites) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+func (f *bypass) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	inner := f.accept(req)
 	if inner == nil {
 		f.next.ServeHTTP(w, req)
 		return
 	}
-	fast := &fastWrite{all: f, done: true}
-	f.serve(fast, w, inner)
-	if fast.done {
+	b := &bypassed{all: f, done: true}
+	f.serve(b, w, inner)
+	if b.done {
 		return
 	}
-	if fast.body != nil {
-		req.Body = fast.body
+	if b.body != nil {
+		req.Body = b.body
 	}
-	if fast.late {
+	if b.late {
 		ctx, cancel := context.WithDeadline(req.Context(), time.Now())
 		defer cancel()
 		req = req.WithContext(ctx)
@@ -79,7 +79,7 @@ func (f *fastWrites) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 // accept gives the request as the filters would hand it on; nil when it has to pass them. It reads no body.
-func (f *fastWrites) accept(req *http.Request) *http.Request {
+func (f *bypass) accept(req *http.Request) *http.Request {
 	now := time.Now()
 	if req.ProtoMajor != 2 || f.writer.audited || !f.onlyPlain(req.Header) || mayBeTimed(req.URL.RawQuery) {
 		return nil
@@ -105,7 +105,7 @@ func (f *fastWrites) accept(req *http.Request) *http.Request {
 }
 
 // who gives the user where that is known without asking upstream's authenticators.
-func (f *fastWrites) who(req *http.Request) (user.Info, bool) {
+func (f *bypass) who(req *http.Request) (user.Info, bool) {
 	if u, ok := f.inProcess(req.Context()); ok {
 		return u, true
 	}
@@ -116,7 +116,7 @@ func (f *fastWrites) who(req *http.Request) (user.Info, bool) {
 }
 
 // allowed asks the authorizers, for whom upstream's filter would ask again if they do not allow it.
-func (f *fastWrites) allowed(ctx context.Context) bool {
+func (f *bypass) allowed(ctx context.Context) bool {
 	attributes, err := filters.GetAuthorizerAttributes(ctx)
 	if err != nil {
 		return false
@@ -138,7 +138,7 @@ func mayBeTimed(query string) bool {
 }
 
 // isBounded tells requests whose handlers end by themselves: upstream's give up a write of an object after 34 seconds, a list is sent as fast as the client takes it.
-func (f *fastWrites) isBounded(info *apirequest.RequestInfo) bool {
+func (f *bypass) isBounded(info *apirequest.RequestInfo) bool {
 	if !info.IsResourceRequest || info.Subresource != "" && info.Subresource != "status" && info.Subresource != "binding" {
 		return false
 	}
@@ -147,16 +147,14 @@ func (f *fastWrites) isBounded(info *apirequest.RequestInfo) bool {
 		return false // another server's, or nothing that is stored
 	}
 	switch info.Verb {
-	case "create", "update", "patch", "delete":
-		return true
-	case "get", "list":
+	case "create", "update", "patch", "delete", "get", "list":
 		return true
 	}
 	return false
 }
 
 // onlyPlain reports whether no field of the header means anything to the filters.
-func (f *fastWrites) onlyPlain(h http.Header) bool {
+func (f *bypass) onlyPlain(h http.Header) bool {
 	for name := range h {
 		switch name {
 		case "Accept", "Accept-Encoding", "Authorization", "Content-Length", "Content-Type", "User-Agent", "Kubectl-Command", "Kubectl-Session":
@@ -168,21 +166,21 @@ func (f *fastWrites) onlyPlain(h http.Header) bool {
 }
 
 // serve does what the filters do around a handler.
-func (f *fastWrites) serve(fast *fastWrite, w http.ResponseWriter, req *http.Request) {
+func (f *bypass) serve(b *bypassed, w http.ResponseWriter, req *http.Request) {
 	if req.Method == http.MethodGet {
 		h2.ReserveStack() // for others it is there
 	}
 	h := w.Header()
 	u, _ := apirequest.UserFrom(req.Context())
-	handler := http.Handler(fast)
+	handler := http.Handler(b)
 	calm := f.flow.isCalmRead(req) // and not classified
 	if !calm && !isOfMasters(u) {
 		handler = f.limited
-		req = req.WithContext(context.WithValue(req.Context(), fastKey{}, fast))
+		req = req.WithContext(context.WithValue(req.Context(), bypassKey{}, b))
 	}
 	if _, inProcess := f.inProcess(req.Context()); !inProcess {
-		if !calm && handler == fast && !f.markExempt(h) {
-			fast.done = false
+		if !calm && handler == b && !f.markExempt(h) {
+			b.done = false
 			return
 		}
 		limits := http.NewResponseController(w)
@@ -198,7 +196,7 @@ func (f *fastWrites) serve(fast *fastWrite, w http.ResponseWriter, req *http.Req
 }
 
 // markExempt says in the answer what priority and fairness would say; false where that is not known.
-func (f *fastWrites) markExempt(h http.Header) bool {
+func (f *bypass) markExempt(h http.Header) bool {
 	schemaUID, levelUID, ok := f.exempt.uids()
 	if ok {
 		h[matchedLevel], h[matchedSchema] = levelUID, schemaUID
@@ -206,17 +204,17 @@ func (f *fastWrites) markExempt(h http.Header) bool {
 	return ok
 }
 
-// fastKey is what the context of a request has its fastWrite by, below priority and fairness.
-type fastKey struct{}
+// bypassKey is what the context of a request has its bypassed request by, below priority and fairness.
+type bypassKey struct{}
 
-// serveFast is a request that priority and fairness lets in.
-func serveFast(w http.ResponseWriter, req *http.Request) {
-	req.Context().Value(fastKey{}).(*fastWrite).ServeHTTP(w, req)
+// serveBypassed answers a request that priority and fairness lets in.
+func serveBypassed(w http.ResponseWriter, req *http.Request) {
+	req.Context().Value(bypassKey{}).(*bypassed).ServeHTTP(w, req)
 }
 
-// fastWrite is one request on that way, as the innermost handler.
-type fastWrite struct {
-	all *fastWrites
+// bypassed is one request on that way, as the innermost handler.
+type bypassed struct {
+	all *bypass
 	// done says that the request is answered; false leaves it to the filters.
 	done bool
 	// body is what the filters are to read then, nil for the request's own; late says that it did not come in time.
@@ -225,25 +223,25 @@ type fastWrite struct {
 }
 
 // ServeHTTP implements http.Handler.
-func (f *fastWrite) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	level := &f.all.flow.inflight.writes
+func (b *bypassed) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	level := &b.all.flow.inflight.writes
 	if req.Method == http.MethodGet {
-		level = &f.all.flow.inflight.reads
+		level = &b.all.flow.inflight.reads
 	}
 	level.enter()
 	defer level.leave()
 	data, err := readBody(req)
 	if err != nil {
-		f.done, f.late, f.body = false, errors.Is(err, os.ErrDeadlineExceeded), req.Body
+		b.done, b.late, b.body = false, errors.Is(err, os.ErrDeadlineExceeded), req.Body
 		return
 	}
-	next := f.all.inner
-	if wr := f.all.writer.accept(req); wr != nil {
+	next := b.all.inner
+	if wr := b.all.writer.accept(req); wr != nil {
 		wr.body = data
 		if wr.serve(w, req) {
 			return
 		}
-		next = f.all.writer.next
+		next = b.all.writer.next
 	}
 	req.Body = io.NopCloser(bytes.NewReader(data))
 	ctx, cancel := context.WithTimeout(req.Context(), RequestTimeout)
