@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"net/http"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -102,6 +103,11 @@ func isOfMasters(u user.Info) bool { return slices.Contains(u.GetGroups(), user.
 // the last second and tick for it; ours tells the highest since it was last asked for.
 type inflight struct {
 	reads, writes level
+}
+
+// isBusy reports whether there are more requests than processors.
+func (i *inflight) isBusy() bool {
+	return i.reads.now.Load()+i.writes.now.Load() > int64(runtime.GOMAXPROCS(0))
 }
 
 // level is a number and the highest value that it had since the last report.

@@ -340,7 +340,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, config *tls.C
 	config.ClientAuth = tls.RequestClientCert
 	config.NextProtos = []string{"h2", "http/1.1"}
 	config.DynamicRecordSizingDisabled = true // answers are written in one piece
-	h2.TakeTurns(config)
+	h2.TakeTurns(config, s.flow.inflight.isBusy)
 	handler := s.handler
 	if s.config.Front != nil {
 		handler = s.config.Front(handler)

@@ -4,15 +4,33 @@ import (
 	"context"
 	"crypto/tls"
 	"runtime"
+
+	"golang.org/x/time/rate"
 )
 
-// TakeTurns has the handshakes of a server, whose connections are those of Listen, compute by turns: from a client's greeting to the server's answer, which is most of what one
-// takes, only as many at a time as half of the processors: requests and clients on this machine have the rest. Of a crowd that comes at once the first are through soon, and need not wait until all others are half through: a client
-// of Go that sends 32 requests on no connection yet makes 32, and sends all on the first that is there. Who is slow to greet or to go on keeps nobody waiting.
-func TakeTurns(config *tls.Config) { takeTurns(config, (runtime.GOMAXPROCS(0)+1)/2) }
+// busyTurns is how many handshakes a second, for each that may compute at a time, a server has that is busy with requests: a third of one processor.
+const busyTurns = 250
 
-func takeTurns(config *tls.Config, atOnce int) {
-	turns := make(chan struct{}, atOnce)
+// TakeTurns has the handshakes of a server, whose connections are those of Listen, compute by turns: from a client's greeting to the server's answer, which is most of what one
+// takes, only as many at a time as half of the processors, and while busy says so, only busyTurns of each a second: requests and clients on this machine have the rest. Of a crowd that comes at
+// once the first are through soon, and need not wait until all others are: a client of Go that sends 32 requests on no connection yet makes 32, and sends all on the first that
+// is there. Who comes alone need not wait, and who is slow to greet or to go on keeps nobody waiting.
+func TakeTurns(config *tls.Config, busy func() bool) {
+	takeTurns(config, newTurns((runtime.GOMAXPROCS(0)+1)/2, busyTurns, busy))
+}
+
+// turns are what handshakes wait for.
+type turns struct {
+	taken chan struct{} // holds one for each that computes
+	busy  func() bool
+	pace  *rate.Limiter // of those that begin while it is busy
+}
+
+func newTurns(atOnce int, perSecond rate.Limit, busy func() bool) *turns {
+	return &turns{make(chan struct{}, atOnce), busy, rate.NewLimiter(perSecond*rate.Limit(atOnce), atOnce)}
+}
+
+func takeTurns(config *tls.Config, turns *turns) {
 	before := config.GetConfigForClient
 	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if s, ok := hello.Conn.(*socket); ok {
@@ -28,17 +46,20 @@ func takeTurns(config *tls.Config, atOnce int) {
 }
 
 // beginTurn waits for a turn, which ends with the next write, or the connection.
-func (s *socket) beginTurn(ctx context.Context, turns chan struct{}) error {
+func (s *socket) beginTurn(ctx context.Context, turns *turns) error {
 	select {
-	case turns <- struct{}{}:
+	case turns.taken <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.turn = turns
+	s.turn = turns.taken
 	if s.closed {
 		s.endTurnLocked()
+	}
+	s.mu.Unlock()
+	if turns.busy() {
+		return turns.pace.Wait(ctx)
 	}
 	return nil
 }

@@ -1,13 +1,16 @@
 package h2
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/time/rate"
 )
 
 // TestTurns: one handshake at a time computes; the next goes on when it has answered, or is gone, and who greets slowly holds no turn.
@@ -22,7 +25,7 @@ func TestTurns(t *testing.T) {
 		<-goOn
 		return &certificate, nil
 	}}
-	takeTurns(config, 1)
+	takeTurns(config, newTurns(1, 0, func() bool { return false }))
 	type pair struct {
 		server *socket
 		done   chan error
@@ -66,4 +69,30 @@ func TestTurns(t *testing.T) {
 	goOn <- struct{}{}
 	require.Error(t, <-second.done)
 	require.NoError(t, <-third.done)
+}
+
+// TestTurnsWhileBusy: the first that comes computes at once, the next only after its time, or when there is less to do.
+func TestTurnsWhileBusy(t *testing.T) {
+	var busy atomic.Bool
+	busy.Store(true)
+	turns := newTurns(1, rate.Every(100*time.Millisecond), busy.Load)
+	took := func() time.Duration {
+		near, _ := net.Pipe()
+		s, begin := newSocket(near), time.Now()
+		require.NoError(t, s.beginTurn(t.Context(), turns))
+		require.NoError(t, s.Close())
+		return time.Since(begin)
+	}
+	require.Less(t, took(), 50*time.Millisecond)
+	require.Greater(t, took(), 50*time.Millisecond)
+	busy.Store(false)
+	require.Less(t, took(), 50*time.Millisecond)
+	busy.Store(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	near, _ := net.Pipe()
+	gone := newSocket(near)
+	require.ErrorIs(t, gone.beginTurn(ctx, turns), context.Canceled)
+	require.NoError(t, gone.Close())
+	require.Empty(t, turns.taken)
 }
