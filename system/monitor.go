@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strconv"
+
+	"knarr/internal/sysmon"
 )
 
 // monitorSlack is how late the runtime's monitor thread may wake up, in nanoseconds. While a process does anything, that thread looks each 20 us, which with the usual slack
@@ -25,7 +26,7 @@ func lighten(ctx context.Context, workHeap int64) {
 
 // relaxMonitor gives the runtime's monitor its slack. It needs the right to (CAP_SYS_NICE); without it, nothing changes.
 func relaxMonitor() error {
-	tid, err := monitorThread()
+	tid, err := sysmon.Thread(os.Getpid())
 	if err != nil {
 		return err
 	}
@@ -37,25 +38,3 @@ func relaxMonitor() error {
 }
 
 func slackFile(tid int) string { return fmt.Sprintf("/proc/%d/timerslack_ns", tid) }
-
-// pidLimit is more than the highest number of a thread (PID_MAX_LIMIT of Linux).
-const pidLimit = 1 << 22
-
-// monitorThread finds the monitor: the first thread that a Go program without cgo makes. Numbers of threads grow, and begin anew at the highest.
-func monitorThread() (tid int, err error) {
-	tasks, err := filepath.Glob("/proc/self/task/*")
-	if err != nil {
-		return 0, err
-	}
-	least := pidLimit
-	for _, t := range tasks {
-		n, err := strconv.Atoi(filepath.Base(t))
-		if age := (n - os.Getpid() + pidLimit) % pidLimit; err == nil && age > 0 && age < least {
-			tid, least = n, age
-		}
-	}
-	if tid == 0 {
-		return 0, errors.New("the process has one thread")
-	}
-	return tid, nil
-}

@@ -7,10 +7,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"knarr/internal/sysmon"
 )
 
 func TestRelaxMonitor(t *testing.T) {
-	tid, err := monitorThread()
+	tid, err := sysmon.Thread(os.Getpid())
 	require.NoError(t, err)
 	slack := func(tid int) int {
 		data, err := os.ReadFile(slackFile(tid))

@@ -7,15 +7,15 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"knarr/internal/sysmon"
 )
 
 // Instructions of a function are counted by letting a child process run it one at a time: that needs no counters of the processor, which virtual
@@ -176,7 +176,7 @@ func newTracer(pid int, word string) (*tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	monitor, err := monitorOf(pid)
+	monitor, err := sysmon.Thread(pid)
 	if err != nil {
 		return nil, err
 	}
@@ -208,24 +208,6 @@ func (t *tracer) abandon(pid int) {
 			}
 		}
 	}
-}
-
-// monitorOf finds the runtime's monitor: the first thread that a Go program makes.
-func monitorOf(pid int) (int, error) {
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
-	if err != nil {
-		return 0, err
-	}
-	var threads []int
-	for _, t := range tasks {
-		if n, err := strconv.Atoi(filepath.Base(t)); err == nil && n != pid {
-			threads = append(threads, n)
-		}
-	}
-	if len(threads) == 0 {
-		return 0, fmt.Errorf("process %d has one thread", pid)
-	}
-	return slices.Min(threads), nil
 }
 
 // halt stops the runtime's monitor.
