@@ -13,6 +13,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
+
+	"knarr/node/sweep"
 )
 
 const (
@@ -172,7 +174,7 @@ func (a *Agent) removeLogs(uid types.UID) error {
 	}
 	for _, e := range entries {
 		if strings.HasSuffix(e.Name(), "_"+string(uid)) {
-			return os.RemoveAll(filepath.Join(a.opts.PodLogsDir, e.Name()))
+			return sweep.RemoveAll(filepath.Join(a.opts.PodLogsDir, e.Name()))
 		}
 	}
 	return nil

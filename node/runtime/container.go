@@ -17,6 +17,7 @@ import (
 
 	"knarr/node/image"
 	"knarr/node/shim"
+	"knarr/node/sweep"
 )
 
 // phase of a container.
@@ -238,7 +239,7 @@ func (r *Runtime) demolishContainer(ctx context.Context, c *container) error {
 			return err
 		}
 	}
-	return os.RemoveAll(c.dir)
+	return sweep.RemoveAll(c.dir)
 }
 
 // scrapContainer removes a container's directory that has no record.

@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"knarr/node/shim"
+	"knarr/node/sweep"
 )
 
 const (
@@ -402,7 +403,7 @@ func (r *Runtime) RemovePodSandbox(ctx context.Context, id string) error {
 	}
 	s.op.Lock()
 	defer s.op.Unlock()
-	if err := os.RemoveAll(s.dir); err != nil {
+	if err := sweep.RemoveAll(s.dir); err != nil {
 		return rpcError(fmt.Errorf("remove sandbox %s: %w", s.id, err))
 	}
 	r.mu.Lock()
