@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// rush is how close together two collections are while there is work.
+	// rush is how close together two collections are when work begins; it is over when there was none for quiet.
 	rush = 2 * time.Second
 	// A collection slows all requests down that are under way: where the heap is small it is put off until the heap has serverHeap bytes, on a machine with less memory until it
 	// has a share of that.
@@ -48,7 +48,7 @@ const (
 	automatic
 )
 
-// follow is called after each collection, with the time, and reports whether it was one that nobody asked for. Where two of those come within rush, there is work. An operator's own
+// follow is called after each collection, with the time, and reports whether it was one that nobody asked for. Where two of those come within rush, work has begun. An operator's own
 // GOGC and GOMEMLIMIT stand.
 //
 // The soft memory limit becomes what the present live heap needs: the runtime then gives back at once what a peak took (a list of all pods, collections that came late on a busy
@@ -65,7 +65,8 @@ func (p *pace) follow(now time.Time) bool {
 	working, own := false, false
 	if n := read[automatic].Value.Uint64(); n != p.automatic {
 		own = true
-		working = p.started && p.workHeap > 0 && now.Sub(p.last) < rush && os.Getenv("GOGC") == ""
+		since := now.Sub(p.last)
+		working = p.started && p.workHeap > 0 && (since < rush || p.working && since < quiet) && os.Getenv("GOGC") == ""
 		p.automatic, p.last = n, now
 	}
 	live := int64(read[liveHeap].Value.Uint64())
