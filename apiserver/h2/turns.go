@@ -3,27 +3,29 @@ package h2
 import (
 	"context"
 	"crypto/tls"
+	"net"
 	"runtime"
 
 	"golang.org/x/time/rate"
 )
 
-// busyTurns is how many handshakes a second, for each that may compute at a time, a server has that is busy with requests: a third of one processor.
-const busyTurns = 250
+// pacedTurns is how many handshakes a second, for each that may compute at a time, there are at most of clients on this machine, and of all while the server is busy with requests: a
+// third of one processor.
+const pacedTurns = 250
 
 // TakeTurns has the handshakes of a server, whose connections are those of Listen, compute by turns: from a client's greeting to the server's answer, which is most of what one
-// takes, only as many at a time as half of the processors, and while busy says so, only busyTurns of each a second: requests and clients on this machine have the rest. Of a crowd that comes at
-// once the first are through soon, and need not wait until all others are: a client of Go that sends 32 requests on no connection yet makes 32, and sends all on the first that
-// is there. Who comes alone need not wait, and who is slow to greet or to go on keeps nobody waiting.
+// takes, only as many at a time as half of the processors, and those of clients on this machine, which compute on the same ones, or all while busy says so, only at a pace: requests have the rest.
+// Of a crowd that comes at once the first are through soon, and need not wait until all others are: a client of Go that sends 32 requests on no connection yet makes 32, and sends
+// all on the first that is there. Who comes alone need not wait, and who is slow to greet or to go on keeps nobody waiting.
 func TakeTurns(config *tls.Config, busy func() bool) {
-	takeTurns(config, newTurns((runtime.GOMAXPROCS(0)+1)/2, busyTurns, busy))
+	takeTurns(config, newTurns((runtime.GOMAXPROCS(0)+1)/2, pacedTurns, busy))
 }
 
 // turns are what handshakes wait for.
 type turns struct {
 	taken chan struct{} // holds one for each that computes
 	busy  func() bool
-	pace  *rate.Limiter // of those that begin while it is busy
+	pace  *rate.Limiter
 }
 
 func newTurns(atOnce int, perSecond rate.Limit, busy func() bool) *turns {
@@ -58,10 +60,20 @@ func (s *socket) beginTurn(ctx context.Context, turns *turns) error {
 		s.endTurnLocked()
 	}
 	s.mu.Unlock()
-	if turns.busy() {
+	if isNear(s.Conn) || turns.busy() {
 		return turns.pace.Wait(ctx)
 	}
 	return nil
+}
+
+// isNear reports whether a connection's peer is on this machine.
+func isNear(c net.Conn) bool {
+	far, ok := c.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return false
+	}
+	near, ok := c.LocalAddr().(*net.TCPAddr)
+	return far.IP.IsLoopback() || ok && far.IP.Equal(near.IP)
 }
 
 func (s *socket) endTurnLocked() {

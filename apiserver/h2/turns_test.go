@@ -71,6 +71,34 @@ func TestTurns(t *testing.T) {
 	require.NoError(t, <-third.done)
 }
 
+// TestIsNear: a peer on this machine has the loopback's addresses, or the server's own.
+func TestIsNear(t *testing.T) {
+	for _, c := range []struct {
+		far, near string
+		want      bool
+	}{
+		{"127.0.0.1", "127.0.0.1", true},
+		{"::1", "::1", true},
+		{"127.0.0.5", "127.0.0.1", true},
+		{"192.0.2.1", "192.0.2.1", true},
+		{"192.0.2.2", "192.0.2.1", false},
+		{"2001:db8::1", "2001:db8::2", false},
+	} {
+		require.Equal(t, c.want, isNear(ends{near: c.near, far: c.far}), c)
+	}
+	near, _ := net.Pipe()
+	require.False(t, isNear(near))
+}
+
+// ends is a connection between two addresses.
+type ends struct {
+	net.Conn
+	near, far string
+}
+
+func (e ends) LocalAddr() net.Addr  { return &net.TCPAddr{IP: net.ParseIP(e.near)} }
+func (e ends) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.ParseIP(e.far)} }
+
 // TestTurnsWhileBusy: the first that comes computes at once, the next only after its time, or when there is less to do.
 func TestTurnsWhileBusy(t *testing.T) {
 	var busy atomic.Bool
