@@ -185,6 +185,8 @@ func (r *Runtime) mountRootfs(ctx context.Context, s *sandbox, c *container) err
 		if mounts, err = mapRootfs(mounts, s.options().GetUsernsOptions()); err != nil {
 			return err
 		}
+	} else {
+		mounts = r.aboveMountPoints(mounts, c)
 	}
 	return mount.All(mounts, c.rootfs())
 }

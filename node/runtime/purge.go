@@ -26,7 +26,7 @@ const (
 
 // Purge ends everything of a state directory that has no agent any more: its
 // containers, its shim, its mounts, the cgroups below cgroupParent, and the
-// directories of sandboxes, containers and the shim. It works whatever crashed
+// directories of sandboxes, containers, mount points and the shim. It works whatever crashed
 // before, is idempotent, and needs neither images nor network; the caller
 // removes these. Options.StateDir must have been the same path in the same
 // mount namespace.
@@ -44,7 +44,7 @@ func Purge(ctx context.Context, stateDir, cgroupParent string) error {
 		return fmt.Errorf("purge %s: %w", stateDir, err)
 	}
 	removeCgroupTree(cgroupParent)
-	for _, dir := range []string{"pods", "containers", "shim"} {
+	for _, dir := range []string{"pods", "containers", "shim", "mountpoints"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(stateDir, dir)))
 	}
 	return errors.Join(errs...)

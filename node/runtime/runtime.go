@@ -79,6 +79,9 @@ func Open(ctx context.Context, opts Options) (*Runtime, error) {
 			return nil, fmt.Errorf("container runtime: %w", err)
 		}
 	}
+	if err := r.makeMountPoints(); err != nil {
+		return nil, fmt.Errorf("container runtime: %w", err)
+	}
 	client, err := shim.Start(ctx, shim.Options{
 		Dir: filepath.Join(opts.StateDir, "shim"), Path: opts.ShimPath,
 		Log: func(format string, args ...any) { r.log.Warn(fmt.Sprintf(format, args...)) },
