@@ -10,8 +10,8 @@ import (
 )
 
 // pacedTurns is how many handshakes a second, for each that may compute at a time, there are at most of clients on this machine, and of all while the server is busy with requests: a
-// third of one processor.
-const pacedTurns = 250
+// sixth of one processor.
+const pacedTurns = 125
 
 // TakeTurns has the handshakes of a server, whose connections are those of Listen, compute by turns: from a client's greeting to the server's answer, which is most of what one
 // takes, only as many at a time as half of the processors, and those of clients on this machine, which compute on the same ones, or all while busy says so, only at a pace: requests have the rest.
