@@ -3,6 +3,7 @@ package apiserver_test
 import (
 	"context"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -179,10 +180,18 @@ func (f *fastWriter) all(t *testing.T) {
 	for i, path := range []string{"configmaps/m", "configmaps/u", "pods/p", "pods/q"} {
 		f.known(t)
 		before := f.long.Load()
+		var answers []answer
 		for space := range f.spaces {
-			a := f.write(t, space, "DELETE", path, js, js, []string{``, `{"gracePeriodSeconds":0}`}[i%2])
-			require.Equal(t, 200, a.status, a.body)
+			accept := []string{js, runtime.ContentTypeProtobuf, js, js}[i]
+			answers = append(answers, f.write(t, space, "DELETE", path, js, accept, []string{``, `{"gracePeriodSeconds":0}`}[i%2]))
 		}
 		require.Equal(t, before+1, f.long.Load(), path)
+		for _, a := range answers {
+			require.Equal(t, 200, a.status, a.body)
+			require.Equal(t, answers[0].header.Get("Content-Type"), a.header.Get("Content-Type"))
+			require.Equal(t, steady(uidPattern.ReplaceAllString(answers[0].body, "")), steady(uidPattern.ReplaceAllString(a.body, "")))
+		}
 	}
 }
+
+var uidPattern = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)

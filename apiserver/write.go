@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -45,6 +46,8 @@ type writer struct {
 	resources map[hotName]*hot
 	// audited says that a policy may want requests recorded, which upstream's handlers do.
 	audited bool
+	// deletions are the options of the last usual deletion; nil before it.
+	deletions atomic.Pointer[knownOptions]
 }
 
 // hotName is a resource, or one's subresource.
@@ -216,14 +219,20 @@ func (wr *change) answer(rw http.ResponseWriter, req *http.Request, code int, ou
 	defer counted.done()
 	counted.took(len(wr.body))
 	gv := wr.kind.Stored.GroupVersion()
-	_, isStatus := result.(*metav1.Status)
-	if err == nil && (outcome.Record == nil || isStatus) {
-		responsewriters.WriteObjectNegotiated(wr.scope.Serializer, wr.scope, gv, counted, req, code, result, false)
-		return
-	}
 	if err == nil {
 		var data []byte
-		if data, err = wr.encode(outcome); err == nil {
+		status, isStatus := result.(*metav1.Status)
+		switch {
+		case isStatus:
+			data, err = wr.encodeStatus(status)
+		case outcome.Record != nil:
+			data, err = wr.encode(outcome)
+		}
+		if err == nil && data == nil {
+			responsewriters.WriteObjectNegotiated(wr.scope.Serializer, wr.scope, gv, counted, req, code, result, false)
+			return
+		}
+		if err == nil {
 			err = write(&answering{counted, code}, req, wr.format.contentType(), data)
 		}
 	}
@@ -250,6 +259,23 @@ func (wr *change) encode(outcome *api.Outcome) ([]byte, error) {
 	}
 	out := openEnvelope(make([]byte, 0, envelopeSize(wr.kind.Stored, len(body))), wr.kind.Stored, len(body))
 	return append(append(out, body...), closeEnvelope...), nil
+}
+
+// encodeStatus gives the answer of a deletion; nil in other formats than these two.
+func (wr *change) encodeStatus(status *metav1.Status) ([]byte, error) {
+	kind := metav1.Unversioned.WithKind("Status")
+	switch f := wr.format.(type) {
+	case jsonFormat:
+		named := *status
+		named.SetGroupVersionKind(kind)
+		data, err := f.encode(&named)
+		return append(data, newline...), err
+	case protoFormat:
+		body, err := f.encode(status)
+		out := openEnvelope(make([]byte, 0, envelopeSize(kind, len(body))), kind, len(body))
+		return append(append(out, body...), closeEnvelope...), err
+	}
+	return nil, nil
 }
 
 // answering is a response writer whose status is another than 200.

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"net/http"
 
@@ -30,6 +31,9 @@ func (wr *change) delete(ctx context.Context) (runtime.Object, int, error) {
 
 // deleteOptions reads the body; false for one with options that are not for every day.
 func (wr *change) deleteOptions() (*metav1.DeleteOptions, bool) {
+	if known := wr.writer.deletions.Load(); known != nil && known.contentType == wr.contentType && bytes.Equal(known.body, wr.body) {
+		return known.options.DeepCopy(), true
+	}
 	options := &metav1.DeleteOptions{}
 	if len(wr.body) > 0 {
 		codecs, kind := apihelpers.GetMetaInternalVersionCodecs(), metav1.SchemeGroupVersion.WithKind("DeleteOptions")
@@ -46,7 +50,20 @@ func (wr *change) deleteOptions() (*metav1.DeleteOptions, bool) {
 		return nil, false
 	}
 	options.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("DeleteOptions"))
+	if len(wr.body) <= knownOptionsBytes && options.Preconditions == nil {
+		wr.writer.deletions.Store(&knownOptions{wr.contentType, bytes.Clone(wr.body), options.DeepCopy()})
+	}
 	return options, true
+}
+
+// knownOptionsBytes bounds the body that is remembered with its options.
+const knownOptionsBytes = 1 << 10
+
+// knownOptions are good options of a deletion, and the body that they were read from: most clients send the same with each. It is immutable.
+type knownOptions struct {
+	contentType string
+	body        []byte
+	options     *metav1.DeleteOptions
 }
 
 // mayDelete asks the admission plugins. They get the object itself where none that runs would change it.
