@@ -14,7 +14,7 @@ const (
 	rush = 2 * time.Second
 	// A collection slows all requests down that are under way: where the heap is small it is put off until the heap has serverHeap bytes, on a machine with less memory until it
 	// has a share of that.
-	serverHeap, heapShare = 128 << 20, 16
+	serverHeap, heapShare = 160 << 20, 16
 	// The next collection comes with so much garbage, in percent of the live heap: the runtime's own share, and that of a large heap while there is work.
 	usualPercent, workPercent = 100, 80
 	// Memory in use besides what the collector is to let the heap become: a share of the live heap for holes, and memoryBase bytes for stacks, the runtime and small heaps.
