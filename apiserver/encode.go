@@ -162,6 +162,16 @@ func openEnvelope(out []byte, kind schema.GroupVersionKind, size int) []byte {
 // closeEnvelope are the envelope's empty content encoding and type, which upstream writes too.
 var closeEnvelope = []byte{tagThree, 0, tagFour, 0}
 
+// appendEnveloped appends a whole message in its envelope.
+func appendEnveloped(out []byte, kind schema.GroupVersionKind, message []byte) []byte {
+	return append(append(openEnvelope(out, kind, len(message)), message...), closeEnvelope...)
+}
+
+// inEnvelope gives a whole message in its envelope.
+func inEnvelope(kind schema.GroupVersionKind, message []byte) []byte {
+	return appendEnveloped(make([]byte, 0, envelopeSize(kind, len(message))), kind, message)
+}
+
 // envelopeSize is the size of an envelope around a message of size bytes.
 func envelopeSize(kind schema.GroupVersionKind, size int) int {
 	types := fieldSize(len(kind.GroupVersion().String())) + fieldSize(len(kind.Kind))
@@ -203,8 +213,7 @@ func (protoFormat) event(out []byte, kind watch.EventType, obj []byte, gvk schem
 	out = appendField(out, tagOne, []byte(kind))
 	out = binary.AppendUvarint(append(out, tagTwo), uint64(extension))
 	out = binary.AppendUvarint(append(out, tagOne), uint64(enveloped))
-	out = append(openEnvelope(out, gvk, len(obj)), obj...)
-	return append(out, closeEnvelope...)
+	return appendEnveloped(out, gvk, obj)
 }
 
 // formatFor picks the format that a client prefers, nil where that is anything but a plain object: a table, metadata

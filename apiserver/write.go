@@ -257,8 +257,7 @@ func (wr *change) encode(outcome *api.Outcome) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := openEnvelope(make([]byte, 0, envelopeSize(wr.kind.Stored, len(body))), wr.kind.Stored, len(body))
-	return append(append(out, body...), closeEnvelope...), nil
+	return inEnvelope(wr.kind.Stored, body), nil
 }
 
 // encodeStatus gives the answer of a deletion; nil in other formats than these two.
@@ -272,8 +271,7 @@ func (wr *change) encodeStatus(status *metav1.Status) ([]byte, error) {
 		return append(data, newline...), err
 	case protoFormat:
 		body, err := f.encode(status)
-		out := openEnvelope(make([]byte, 0, envelopeSize(kind, len(body))), kind, len(body))
-		return append(append(out, body...), closeEnvelope...), err
+		return inEnvelope(kind, body), err
 	}
 	return nil, nil
 }

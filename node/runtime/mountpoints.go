@@ -1,6 +1,8 @@
 package runtime
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -75,12 +77,11 @@ func isLower(option string) bool { return strings.HasPrefix(option, lowerOption)
 // leadsToRun reports whether the first of an image's layers that has /var/run has a link to /run there.
 func leadsToRun(layers []string) bool {
 	for _, layer := range layers {
-		info, err := os.Lstat(filepath.Join(layer, "var", "run"))
-		if err != nil {
+		to, err := os.Readlink(filepath.Join(layer, "var", "run"))
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		to, err := os.Readlink(filepath.Join(layer, "var", "run"))
-		return info.Mode()&os.ModeSymlink != 0 && err == nil && (to == "/run" || to == "../run")
+		return to == "/run" || to == "../run" // empty: no link
 	}
 	return false
 }
