@@ -87,6 +87,17 @@ func (c *clients) connection() (*connection, error) {
 	return &connection{r, h}, err
 }
 
+// connect opens the connections, as any client has one before it makes its first object: without, the first phase would begin with as many handshakes as there are workers,
+// each of whom dials when there is no connection yet.
+func (c *clients) connect(ctx context.Context) error {
+	for _, r := range c.requests {
+		if err := send(ctx, r.Get().AbsPath("/version")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (c *connection) close() { utilnet.CloseIdleConnectionsFor(c.http.Transport) }
 
 // of is the connection of the i-th request.
