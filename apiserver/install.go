@@ -31,8 +31,11 @@ type installer struct {
 	authorizer  authorizer.Authorizer
 	types       managedfields.TypeConverter // of the group that is installed
 	schemas     schemas
-	services    map[schema.GroupVersion]*restful.WebService
+	services    map[schema.GroupVersion]describe
 }
+
+// describe makes the web service of a group version anew, with the documentation of its routes, which the one that serves has lost.
+type describe func() (*restful.WebService, error)
 
 func newContainer() *restful.Container {
 	c := restful.NewContainer()
@@ -90,31 +93,55 @@ func (in *installer) installVersion(info *genericapiserver.APIGroupInfo, gv sche
 		MinRequestTimeout:           MinWatchTimeout,
 		MaxRequestBodyBytes:         MaxRequestBodyBytes,
 	}
-	before := len(in.container.RegisteredWebServices())
-	resources, _, err := v.InstallREST(in.container)
+	service, resources, err := installREST(v, in.container)
 	if err != nil {
 		return nil, err
 	}
-	in.services[gv] = in.container.RegisteredWebServices()[before]
-	dropExpressions(in.services[gv])
+	drop(service, documentation)
+	again := *v
+	in.services[gv] = func() (*restful.WebService, error) {
+		v := again
+		v.EquivalentResourceRegistry = runtime.NewEquivalentResourceRegistry() // the server's knows these resources
+		service, _, err := installREST(&v, newContainer())
+		return service, err
+	}
 	return resources, nil
 }
 
-// dropExpressions frees the regular expressions of a web service's routes, 5 MB in all, which go-restful compiles for a router that is not
-// ours: CurlyRouter matches by the parts of a path. Where the library keeps them elsewhere nothing happens; a test tells.
-func dropExpressions(service *restful.WebService) (dropped int) {
+// installREST adds a group version's web service to a container, without regular expressions.
+func installREST(v *genericapi.APIGroupVersion, to *restful.Container) (*restful.WebService, []apidiscoveryv2.APIResourceDiscovery, error) {
+	before := len(to.RegisteredWebServices())
+	resources, _, err := v.InstallREST(to)
+	if err != nil {
+		return nil, nil, err
+	}
+	service := to.RegisteredWebServices()[before]
+	drop(service, expressions)
+	return service, resources, nil
+}
+
+// Fields of a route that a server does not need.
+var (
+	// expressions are the regular expressions of routes, 5 MB in all, which go-restful compiles for a router that is not ours: CurlyRouter matches by the parts of a path.
+	expressions = []string{"pathExpr"}
+	// documentation is what OpenAPI documents are made of, a seventh of all objects that an idle server has.
+	documentation = []string{"Doc", "Notes", "Operation", "ParameterDocs", "ResponseErrors", "DefaultResponse", "ReadSample", "WriteSample", "WriteSamples", "Metadata"}
+)
+
+// drop frees fields of a web service's routes, and counts them. Where the library keeps them elsewhere nothing happens; a test tells.
+func drop(service *restful.WebService, fields []string) (dropped int) {
 	routes := reflect.ValueOf(service).Elem().FieldByName("routes")
 	if routes.Kind() != reflect.Slice {
 		return 0
 	}
 	for i := range routes.Len() {
-		f := routes.Index(i).FieldByName("pathExpr")
-		if f.Kind() != reflect.Pointer {
-			return dropped
+		for _, name := range fields {
+			if f := routes.Index(i).FieldByName(name); f.IsValid() {
+				// The routes are the library's own, hence the detour.
+				reflect.NewAt(f.Type(), unsafe.Pointer(f.UnsafeAddr())).Elem().SetZero()
+				dropped++
+			}
 		}
-		// The field is the library's own, hence the detour.
-		reflect.NewAt(f.Type(), unsafe.Pointer(f.UnsafeAddr())).Elem().SetZero()
-		dropped++
 	}
 	return dropped
 }

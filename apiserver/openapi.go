@@ -92,7 +92,7 @@ func firstProtoType(accept string) string {
 // openAPI serves /openapi/v2 and /openapi/v3. Nothing is built before it is asked for: a server that no kubectl visits
 // never pays for it.
 type openAPI struct {
-	services    map[schema.GroupVersion]*restful.WebService
+	services    map[schema.GroupVersion]describe
 	definitions func() []*apiextensionsv1.CustomResourceDefinition
 
 	mu       sync.Mutex
@@ -215,9 +215,13 @@ func (o *openAPI) version(gv schema.GroupVersion) *document {
 	return doc
 }
 
-func buildV3(service *restful.WebService, crds []*apiextensionsv1.CustomResourceDefinition, gv schema.GroupVersion) ([]byte, error) {
+func buildV3(describe describe, crds []*apiextensionsv1.CustomResourceDefinition, gv schema.GroupVersion) ([]byte, error) {
 	var specs []*spec3.OpenAPI
-	if service != nil {
+	if describe != nil {
+		service, err := describe()
+		if err != nil {
+			return nil, err
+		}
 		config := genericapiserver.DefaultOpenAPIV3Config(getDefinitions, newNamer())
 		config.Info.Title = "Kubernetes"
 		config.Info.Version = effectiveVersion().Info().GitVersion
@@ -257,7 +261,11 @@ func (o *openAPI) buildV2(crds []*apiextensionsv1.CustomResourceDefinition) ([]b
 	config.Info.Title = "Kubernetes"
 	config.Info.Version = effectiveVersion().Info().GitVersion
 	services := make([]*restful.WebService, 0, len(o.services))
-	for service := range maps.Values(o.services) {
+	for describe := range maps.Values(o.services) {
+		service, err := describe()
+		if err != nil {
+			return nil, err
+		}
 		services = append(services, service)
 	}
 	static, err := builder.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices(services), config)

@@ -15,7 +15,7 @@ import (
 type router struct {
 	container *restful.Container
 	// builtin are the group versions in container.
-	builtin map[schema.GroupVersion]*restful.WebService
+	builtin map[schema.GroupVersion]describe
 	// groups are the names of the built-in groups.
 	groups map[string]bool
 	// coreRoot and namedRoot answer /api and /apis.

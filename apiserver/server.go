@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/emicklei/go-restful/v3"
 	"golang.org/x/sync/errgroup"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
@@ -188,7 +187,7 @@ func newInstaller(id *identity, admit admission.Interface, types schemas) *insta
 		authorizer:  id.authorizer,
 		types:       types.builtin,
 		schemas:     types,
-		services:    map[schema.GroupVersion]*restful.WebService{},
+		services:    map[schema.GroupVersion]describe{},
 		discovery: &discoveries{
 			root:       discovery.NewRootAPIsHandler(discovery.DefaultAddresses{}, legacyscheme.Codecs),
 			named:      aggregated.NewResourceManager("apis"),
