@@ -7,8 +7,10 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
 )
 
 // Resolve returns the image that ref means: any form of a name ("whoami:1" is "docker.io/library/whoami:1"), name@digest,
@@ -137,9 +139,10 @@ func (s *Store) GC(ctx context.Context, inUse func(id string) bool, target int64
 	return freed, errors.Join(errs...)
 }
 
-// collector runs garbage collections of the database so that callers that come while one is running share the next.
+// collector removes snapshots, and what nothing refers to any more. Callers that come while it is at work share the next run, which has one transaction for all of them: pods that
+// end together would otherwise have the disk sync some times for each.
 type collector struct {
-	run func() error
+	run func(remove []string) error
 
 	mu      sync.Mutex
 	running bool
@@ -147,25 +150,27 @@ type collector struct {
 }
 
 type collection struct {
-	done chan struct{}
-	err  error
+	remove []string // keys of snapshots
+	done   chan struct{}
+	err    error
 }
 
-// collect returns after a collection that began after the call.
-func (c *collector) collect() error {
+// collect removes these snapshots, where they exist, and returns after a collection that began after the call. An error may be that of another one who shared it.
+func (c *collector) collect(remove ...string) error {
 	c.mu.Lock()
 	if c.running {
 		if c.next == nil {
 			c.next = &collection{done: make(chan struct{})}
 		}
 		n := c.next
+		n.remove = append(n.remove, remove...)
 		c.mu.Unlock()
 		<-n.done
 		return n.err
 	}
 	c.running = true
 	c.mu.Unlock()
-	err := c.run()
+	err := c.run(remove)
 	for {
 		c.mu.Lock()
 		n := c.next
@@ -176,7 +181,28 @@ func (c *collector) collect() error {
 			return err
 		}
 		c.mu.Unlock()
-		n.err = c.run()
+		n.err = c.run(n.remove)
 		close(n.done)
 	}
+}
+
+// collectGarbage is a run of the collector. Only one is under way at a time: a removal inside of a transaction and a collection of the snapshotter would wait for each other.
+func (s *Store) collectGarbage(remove []string) error {
+	ctx := s.background()
+	if len(remove) > 0 {
+		err := s.db.Update(func(tx *bolt.Tx) error {
+			ctx := boltutil.WithTransaction(ctx, tx)
+			for _, key := range remove {
+				if err := s.snap.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+					return fmt.Errorf("remove %s: %w", key, err)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	_, err := s.db.GarbageCollect(ctx)
+	return err
 }

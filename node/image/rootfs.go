@@ -101,14 +101,13 @@ func (s *Store) removeSnapshot(ctx context.Context, key string) error {
 		return err
 	}
 	defer end()
-	err = s.snap.Remove(ctx, key)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
+	if _, err := s.snap.Stat(ctx, key); err != nil {
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
 		return fmt.Errorf("remove %s: %w", key, err)
 	}
-	return s.collect.collect()
+	return s.collect.collect(key)
 }
 
 // Rootfs returns the container IDs that have a root file system, so that an agent finds those that outlived a crash.

@@ -141,7 +141,7 @@ func (s *Store) open(ctx context.Context) error {
 	s.snap = s.db.Snapshotter(s.kind)
 	s.images = metadata.NewImageStore(s.db)
 	s.leases = metadata.NewLeaseManager(s.db)
-	s.collect.run = func() error { _, err := s.db.GarbageCollect(s.background()); return err }
+	s.collect.run = s.collectGarbage
 	if err := s.loadIndex(ctx); err != nil {
 		return err
 	}
