@@ -28,6 +28,47 @@ func TestParseOptions(t *testing.T) {
 	}
 }
 
+// TestRemoveDir: a pod's directory with something mounted in it stays as it is, whatever it is and wherever; without, it goes.
+func TestRemoveDir(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	mounter := NewMounter()
+	m := &Manager{host: &host{mounter: mounter}}
+	for name, where := range map[string]string{"nothing": "", "volume": "volumes/v", "file": "volume-subpaths/v/c/0", "deep": "volumes/v/deep"} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "uid")
+			require.NoError(t, os.MkdirAll(filepath.Join(dir, "volumes", "v", "deep"), 0o755))
+			require.NoError(t, os.MkdirAll(filepath.Join(dir, "volume-subpaths", "v", "c"), 0o755))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "volume-subpaths", "v", "c", "0"), nil, 0o600))
+			require.NoError(t, os.Symlink("/proc", filepath.Join(dir, "volumes", "a"))) // a mount point, but elsewhere
+			require.NoError(t, os.Symlink("nowhere", filepath.Join(dir, "volumes", "b")))
+			if where == "" {
+				require.NoError(t, m.removeDir(dir))
+				require.NoDirExists(t, dir)
+				require.NoError(t, m.removeDir(dir))
+				return
+			}
+			target := filepath.Join(dir, where)
+			source := t.TempDir()
+			if name == "file" {
+				source = filepath.Join(source, "f")
+				require.NoError(t, os.WriteFile(source, []byte("keep"), 0o600))
+			}
+			require.NoError(t, mounter.Mount(source, target, "", []string{"bind"}))
+			defer func() { _ = mounter.Unmount(target) }()
+			require.ErrorContains(t, m.removeDir(dir), target+" is still mounted")
+			byTable, err := m.mountedBelowByTable(dir)
+			require.NoError(t, err)
+			require.Equal(t, target, byTable)
+			require.NoError(t, mounter.Unmount(target))
+			require.NoError(t, m.removeDir(dir))
+			require.NoDirExists(t, dir)
+			require.FileExists(t, "/proc/self/stat")
+		})
+	}
+}
+
 func TestMounter(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounts need root")
