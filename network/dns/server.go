@@ -183,7 +183,8 @@ func (s *Server) listen(ctx context.Context, ip netip.Addr) (out sockets, err er
 		return err
 	})
 	if err != nil {
-		return out, fmt.Errorf("dns: listen (where another program has port 53 of all addresses, make it listen on its own only): %w", err)
+		return out, fmt.Errorf("dns: listen (where another program has port 53 of all addresses, make it listen on its own only; where another cluster on this machine has this one, "+
+			"give one of them ranges of its own with --service-cidr, --cluster-dns, --pod-cidr and --node-cidr): %w", err)
 	}
 	return out, nil
 }
