@@ -22,7 +22,7 @@ import (
 
 // The watch phases: so many events are to be seen in all, by changes of at most so many objects, by so many at once.
 const (
-	watchEvents  = 100_000
+	watchEvents  = 500_000
 	watchChanges = 500
 	changers     = 4
 	watchTimeout = 2 * time.Minute
