@@ -98,11 +98,10 @@ func (in *installer) installVersion(info *genericapiserver.APIGroupInfo, gv sche
 		return nil, err
 	}
 	drop(service, documentation)
-	again := *v
 	in.services[gv] = func() (*restful.WebService, error) {
-		v := again
-		v.EquivalentResourceRegistry = runtime.NewEquivalentResourceRegistry() // the server's knows these resources
-		service, _, err := installREST(&v, newContainer())
+		again := *v
+		again.EquivalentResourceRegistry = runtime.NewEquivalentResourceRegistry() // the server's knows these resources
+		service, _, err := installREST(&again, newContainer())
 		return service, err
 	}
 	return resources, nil

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestDropExpressions: routes are found, and their parameters read, without their regular expressions.
-func TestDropExpressions(t *testing.T) {
+// TestDrop: routes are found, and their parameters read, without their regular expressions and documentation.
+func TestDrop(t *testing.T) {
 	service := new(restful.WebService)
 	service.Path("/api/v1")
 	for _, method := range []string{http.MethodGet, http.MethodPut} {

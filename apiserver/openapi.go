@@ -215,10 +215,10 @@ func (o *openAPI) version(gv schema.GroupVersion) *document {
 	return doc
 }
 
-func buildV3(describe describe, crds []*apiextensionsv1.CustomResourceDefinition, gv schema.GroupVersion) ([]byte, error) {
+func buildV3(anew describe, crds []*apiextensionsv1.CustomResourceDefinition, gv schema.GroupVersion) ([]byte, error) {
 	var specs []*spec3.OpenAPI
-	if describe != nil {
-		service, err := describe()
+	if anew != nil {
+		service, err := anew()
 		if err != nil {
 			return nil, err
 		}
@@ -261,8 +261,8 @@ func (o *openAPI) buildV2(crds []*apiextensionsv1.CustomResourceDefinition) ([]b
 	config.Info.Title = "Kubernetes"
 	config.Info.Version = effectiveVersion().Info().GitVersion
 	services := make([]*restful.WebService, 0, len(o.services))
-	for describe := range maps.Values(o.services) {
-		service, err := describe()
+	for anew := range maps.Values(o.services) {
+		service, err := anew()
 		if err != nil {
 			return nil, err
 		}

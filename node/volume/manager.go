@@ -12,13 +12,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -328,7 +325,7 @@ func (m *Manager) tearDownOne(uid types.UID, dir string) error {
 
 // removeDir removes the directory of a pod unless something is mounted in it.
 func (m *Manager) removeDir(dir string) error {
-	at, err := m.mountedBelow(dir)
+	at, err := m.host.mounter.MountedBelow(dir)
 	if err != nil {
 		return fmt.Errorf("pod directory %s is kept: %w", dir, err)
 	}
@@ -336,57 +333,6 @@ func (m *Manager) removeDir(dir string) error {
 		return fmt.Errorf("pod directory %s is kept: %s is still mounted", dir, at)
 	}
 	return os.RemoveAll(dir)
-}
-
-// mountedBelow is the first place below dir where something is mounted. It asks for each place that there is: the table of all mounts has some for each pod of the node, so
-// that pods that end together would each read those of all.
-func (m *Manager) mountedBelow(dir string) (at string, err error) {
-	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) || err == nil && path == dir {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		mounted, err := isMountRoot(path)
-		if mounted {
-			at, err = path, filepath.SkipAll
-		}
-		return err
-	})
-	if errors.Is(err, errors.ErrUnsupported) {
-		return m.mountedBelowByTable(dir)
-	}
-	return at, err
-}
-
-// isMountRoot reports whether something is mounted at path, without following a link there; errors.ErrUnsupported where the kernel (before 5.8) does not say.
-func isMountRoot(path string) (bool, error) {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, &fs.PathError{Op: "statx", Path: path, Err: err}
-	}
-	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-		return false, errors.ErrUnsupported
-	}
-	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
-}
-
-func (m *Manager) mountedBelowByTable(dir string) (string, error) {
-	mounts, err := m.host.mounter.List()
-	if err != nil {
-		return "", fmt.Errorf("mount table: %w", err)
-	}
-	for _, mp := range mounts {
-		if strings.HasPrefix(mp.Path, dir+"/") {
-			return mp.Path, nil
-		}
-	}
-	return "", nil
 }
 
 // OnDisk returns the pods that have a directory.

@@ -3,6 +3,8 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -114,4 +116,55 @@ func (m Mounter) Unmount(target string) error {
 		return fmt.Errorf("unmount %s: %w", target, err)
 	}
 	return nil
+}
+
+// MountedBelow is the first place below dir where something is mounted, empty where nothing is. It asks for each place that there is: the table of all mounts has some for each pod of the node, so
+// that pods that end together would each read those of all.
+func (m Mounter) MountedBelow(dir string) (at string, err error) {
+	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && path == dir {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		mounted, err := isMountRoot(path)
+		if mounted {
+			at, err = path, filepath.SkipAll
+		}
+		return err
+	})
+	if errors.Is(err, errors.ErrUnsupported) {
+		return m.mountedBelowByTable(dir)
+	}
+	return at, err
+}
+
+// isMountRoot reports whether something is mounted at path, without following a link there; errors.ErrUnsupported where the kernel (before 5.8) does not say.
+func isMountRoot(path string) (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &fs.PathError{Op: "statx", Path: path, Err: err}
+	}
+	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return false, errors.ErrUnsupported
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+func (m Mounter) mountedBelowByTable(dir string) (string, error) {
+	mounts, err := m.List()
+	if err != nil {
+		return "", fmt.Errorf("mount table: %w", err)
+	}
+	for _, mp := range mounts {
+		if strings.HasPrefix(mp.Path, dir+"/") {
+			return mp.Path, nil
+		}
+	}
+	return "", nil
 }

@@ -58,7 +58,7 @@ func TestRemoveDir(t *testing.T) {
 			require.NoError(t, mounter.Mount(source, target, "", []string{"bind"}))
 			defer func() { _ = mounter.Unmount(target) }()
 			require.ErrorContains(t, m.removeDir(dir), target+" is still mounted")
-			byTable, err := m.mountedBelowByTable(dir)
+			byTable, err := mounter.mountedBelowByTable(dir)
 			require.NoError(t, err)
 			require.Equal(t, target, byTable)
 			require.NoError(t, mounter.Unmount(target))
