@@ -68,28 +68,6 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-func TestLockProvesLife(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.lock")
-	pid, err := lockOwner(path)
-	require.NoError(t, err)
-	require.Zero(t, pid)
-	l, err := takeLock(path)
-	require.NoError(t, err)
-	_, err = takeLock(path)
-	require.ErrorIs(t, err, errLocked)
-	pid, err = lockOwner(path)
-	require.NoError(t, err)
-	require.Equal(t, os.Getpid(), pid)
-	l.release()
-	pid, err = lockOwner(path)
-	require.NoError(t, err)
-	require.Zero(t, pid, "the file still names a process, which holds nothing")
-	l, err = takeLock(path)
-	require.NoError(t, err)
-	l.remove()
-	require.NoFileExists(t, path)
-}
-
 func TestStopProcesses(t *testing.T) {
 	start := func(name string, args ...string) *exec.Cmd {
 		cmd := exec.Command(name, args...)

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"knarr/internal/pidlock"
 	"knarr/node/shim"
 )
 
@@ -137,14 +138,14 @@ func (c *cluster) unmark() {
 }
 
 // hold makes this the only `up` or `down` of the cluster.
-func (c *cluster) hold() (*pidLock, error) {
+func (c *cluster) hold() (*pidlock.Lock, error) {
 	if err := os.MkdirAll(c.run, 0o755); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(c.run, c.name+".lock")
-	l, err := takeLock(path)
-	if errors.Is(err, errLocked) {
-		pid, _ := lockOwner(path)
+	l, err := pidlock.Take(path)
+	if errors.Is(err, pidlock.ErrLocked) {
+		pid, _ := pidlock.Owner(path)
 		return nil, fmt.Errorf("another `knarr up` or `knarr down` of cluster %q is at work (process %d): wait for it", c.name, pid)
 	}
 	return l, err
@@ -168,7 +169,7 @@ func (c *cluster) neighbour() (string, error) {
 		if err != nil || e.Name() == c.name {
 			continue // a lock, or ourselves
 		}
-		pid, err := lockOwner((&cluster{dir: dir}).serverLock())
+		pid, err := pidlock.Owner((&cluster{dir: dir}).serverLock())
 		if err != nil {
 			return "", err
 		}
@@ -228,14 +229,14 @@ func nodeOrder(name string) int {
 // processes lists the living processes of the cluster: those that hold their lock.
 func (c *cluster) processes() ([]process, error) {
 	var out []process
-	add := func(name, node, lock, pidFile string) error {
-		pid, err := lockOwnerPID(lock, pidFile)
+	add := func(name, node, lock string) error {
+		pid, err := pidlock.Owner(lock)
 		if pid > 0 {
 			out = append(out, process{Name: name, Node: node, PID: pid})
 		}
 		return err
 	}
-	if err := add("server", NodeName(c.name, 0), c.serverLock(), c.serverLock()); err != nil {
+	if err := add("server", NodeName(c.name, 0), c.serverLock()); err != nil {
 		return nil, err
 	}
 	nodes, err := c.nodeNames()
@@ -243,11 +244,11 @@ func (c *cluster) processes() ([]process, error) {
 		return nil, err
 	}
 	for _, n := range nodes {
-		if err := add("agent", n, c.agentLock(n), c.agentLock(n)); err != nil {
+		if err := add("agent", n, c.agentLock(n)); err != nil {
 			return nil, err
 		}
 		for _, dir := range c.shimDirs(n) {
-			if err := add("shim", n, filepath.Join(dir, shim.LockName), filepath.Join(dir, shim.PIDName)); err != nil {
+			if err := add("shim", n, filepath.Join(dir, shim.LockName)); err != nil {
 				return nil, err
 			}
 		}

@@ -54,7 +54,7 @@ It works by what is there, also when parts of the cluster are dead.`,
 			known := exists(c.dir) || len(c.cgroups()) > 0 || exists(c.netDir())
 			err = c.tearDownGrace(cmd.Context(), purge, grace, p)
 			p.done()
-			l.remove()
+			l.Remove()
 			c.unmark()
 			switch {
 			case err != nil:

@@ -17,6 +17,8 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"knarr/internal/pidlock"
 )
 
 // Environment of processes that `up` starts.
@@ -255,15 +257,15 @@ func serve(ctx context.Context, lock string, run func(ctx context.Context, ready
 	if err := os.MkdirAll(filepath.Dir(lock), 0o700); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	l, err := takeLock(lock)
-	if errors.Is(err, errLocked) {
-		pid, _ := lockOwner(lock)
+	l, err := pidlock.Take(lock)
+	if errors.Is(err, pidlock.ErrLocked) {
+		pid, _ := pidlock.Owner(lock)
 		return fmt.Errorf("this cluster's part already runs as process %d (it holds %s)", pid, lock)
 	}
 	if err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	defer l.release()
+	defer l.Release()
 	if err := boundLog(os.Getenv(logEnv)); err != nil {
 		return err
 	}

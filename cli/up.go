@@ -104,7 +104,7 @@ func (u *upFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	s := &starter{cluster: c, record: r, progress: newProgress(cmd.ErrOrStderr()), fresh: fresh}
 	defer func() {
 		s.progress.done()
-		l.remove()
+		l.Remove()
 		os.Remove(c.run) // where nothing runs, nothing stays
 		os.Remove(filepath.Dir(c.run))
 	}()
@@ -409,7 +409,7 @@ func (s *starter) waitNodes(ctx context.Context) error {
 		return len(waiting) == 0, nil
 	})
 	if err == nil {
-		return nil
+		return s.waitChildren(ctx) // the node of an agent that was killed a moment ago is Ready still
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
@@ -419,6 +419,16 @@ func (s *starter) waitNodes(ctx context.Context) error {
 		lines = append(lines, fmt.Sprintf("node %s is not Ready: %s", n, why))
 	}
 	return fmt.Errorf("%w\n%s", err, strings.Join(lines, "\n"))
+}
+
+// waitChildren returns when all that this run started is ready: an agent is when its node is registered.
+func (s *starter) waitChildren(ctx context.Context) error {
+	for _, c := range s.children {
+		if err := c.wait(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func nodeListWatch(ctx context.Context, client kubernetes.Interface) cache.ListerWatcher {

@@ -15,10 +15,8 @@ const ProtocolVersion = 1
 const (
 	// SocketName is the unix socket (mode 0600) that the shim listens on.
 	SocketName = "shim.sock"
-	// LockName is held with flock by the living shim.
+	// LockName is held by the living shim (internal/pidlock).
 	LockName = "shim.lock"
-	// PIDName holds the process id of the living shim in decimal.
-	PIDName = "shim.pid"
 	// LogName receives what the shim has to say: a few lines per day.
 	LogName = "shim.log"
 )

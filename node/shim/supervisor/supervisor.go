@@ -5,18 +5,17 @@ package supervisor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"knarr/internal/pidlock"
 	"knarr/node/shim"
 	"knarr/node/shim/pages"
 )
@@ -91,7 +90,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = lock.Close() }()
+	defer lock.Release()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
 	}
@@ -108,17 +107,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	pidFile := filepath.Join(cfg.Dir, shim.PIDName)
-	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
-		return err
-	}
 	if cfg.Ready != nil {
 		if err := cfg.Ready(); err != nil {
 			return err
 		}
 	}
 	err = s.serve(listener)
-	_ = os.Remove(pidFile)
 	_ = os.Remove(filepath.Join(cfg.Dir, shim.SocketName))
 	return err
 }
@@ -150,40 +144,26 @@ func newSupervisor(ctx context.Context, cfg Config) (*Supervisor, error) {
 	return s, nil
 }
 
-// acquire makes the directory ours for the life of the process.
-func acquire(dir string) (*os.File, error) {
+// acquire makes the directory ours for the life of the process. It waits for a shim that is about to end; one that serves is
+// ErrRunning.
+func acquire(dir string) (*pidlock.Lock, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, shim.LockName), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+	path := filepath.Join(dir, shim.LockName)
+	l, err := pidlock.Take(path)
+	if !errors.Is(err, pidlock.ErrLocked) {
+		return l, err
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = awaitLock(dir, f)
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-	}
-	return f, nil
-}
-
-// awaitLock waits for a shim that is about to end; one that serves is ErrRunning.
-func awaitLock(dir string, f *os.File) error {
 	if conn, err := shim.Dial(dir, shim.SocketName); err == nil {
 		_ = conn.Close()
-		return ErrRunning
+		return nil, ErrRunning
 	}
-	locked := make(chan error, 1)
-	go func() { locked <- unix.Flock(int(f.Fd()), unix.LOCK_EX) }()
-	select {
-	case err := <-locked:
-		return err
-	case <-time.After(lockWait):
-		return ErrRunning
+	l, err = pidlock.TakeWithin(path, lockWait)
+	if errors.Is(err, pidlock.ErrLocked) {
+		return nil, ErrRunning
 	}
+	return l, err
 }
 
 func (s *Supervisor) warn(format string, args ...any) { s.logger.Printf(format, args...) }
