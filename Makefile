@@ -13,7 +13,7 @@ STAMP      := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/ver
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Packages small enough for the race detector: none of them links the whole of Kubernetes.
-LIGHT := ./store/... ./apiserver/h2 ./apiserver/pieces ./system/pki/... ./system/tunnel ./internal/checks ./internal/rig ./node/shim/... ./node/image/... ./network/... ./bench/load
+LIGHT := ./store/... ./internal/pidlock ./apiserver/h2 ./apiserver/pieces ./system/pki/... ./system/tunnel ./internal/checks ./internal/rig ./node/shim/... ./node/image/... ./network/... ./bench/load
 
 # One way of compiling for programs and tests, so that each package of Kubernetes is compiled once.
 export CGO_ENABLED := 0

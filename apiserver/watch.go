@@ -291,7 +291,7 @@ func (wt *watcher) feed(ctx context.Context, feeder h2.Feeder, stall time.Durati
 	}
 	defer func() { _ = feeder.StopFeed() }() // else the client went away
 	wt.changes.OnReady(waker)
-	waker.Wake() // for what came before
+	waker.Wake(1) // for what came before
 	for {
 		select {
 		case <-ctx.Done():
@@ -300,7 +300,7 @@ func (wt *watcher) feed(ctx context.Context, feeder h2.Feeder, stall time.Durati
 			return
 		case <-tick:
 			f.due.Store(true)
-			waker.Wake()
+			waker.Wake(1)
 		}
 	}
 }

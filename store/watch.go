@@ -31,8 +31,9 @@ type Watch struct {
 // Waker is told that watches have something to read. It is compared with ==: one that is given to several watches of a prefix is told once for
 // all of them.
 type Waker interface {
-	// Wake runs on the goroutine that publishes, perhaps while locks of the store are held: it must be quick and must not call the store.
-	Wake()
+	// Wake runs on the goroutine that publishes, perhaps while locks of the store are held: it must be quick and must not call the store. among is
+	// how many wakers, this one too, are told of the same.
+	Wake(among int)
 }
 
 // closedChannel is what Ready returns when there is something to read.
@@ -294,7 +295,7 @@ func (g *watchGroup) wake() {
 		g.ch = nil
 	}
 	for i := range g.wakers {
-		g.wakers[i].Wake()
+		g.wakers[i].Wake(len(g.wakers))
 	}
 }
 

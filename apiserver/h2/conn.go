@@ -64,6 +64,8 @@ type conn struct {
 	fed       []*stream // those with a feed
 	turn      int       // index in fed of the one that was asked last
 	feeding   bool      // writeFeeds runs
+	crowded   bool      // many connections were woken with this one
+	resting   bool      // in server.rests: feeds are not asked
 	hungry    bool      // some feed's stream waits for the connection's window
 	queue     []*stream // whose handlers wait for a place
 	running   int       // handlers

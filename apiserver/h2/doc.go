@@ -16,7 +16,8 @@
 //     record and one system call, and a lone answer goes out from the goroutine that made it.
 //
 //   - A handler may hand the rest of its body to a Feed. Whoever writes asks the feeds that have something, so that all that the watches of
-//     a connection have to say about a change leaves at once, and no goroutine wakes for each of them.
+//     a connection have to say about a change leaves at once, and no goroutine wakes for each of them. Where many connections are told of the same
+//     changes, each rests for some milliseconds after it has written, so that what follows leaves together (rest.go).
 //
 //   - A handler may have a large body made as it is sent (Pourer). Such bodies take turns of a few batches, on their handlers' goroutines: all of a connection
 //     leaves in one order anyway, and passing the turn on after each batch would wake a thread each time. What else is pending leaves with each batch.
@@ -31,7 +32,7 @@
 //   - A client that takes nothing in for Options.WriteTimeout loses its connection. Deadlines of single requests, as
 //     http.ResponseController sets them, reset the request's stream.
 //
-// Lock order: body.mu and conn.mu are never held together; socket.mu comes last. Feeds are asked without conn.mu, and wake takes nothing else.
+// Lock order: body.mu and conn.mu are never held together; socket.mu and rests.mu come last. Feeds are asked without conn.mu, and wake takes nothing else.
 //
 // Answers use the static header table only: header blocks can be made before anybody knows in which order they are sent, and
 // a connection keeps no table.

@@ -32,7 +32,11 @@ type Feeder interface {
 }
 
 // Waker has what feeds have written. It may be compared and be a key of maps.
-type Waker interface{ Wake() }
+type Waker interface {
+	// Wake is told how many wakers, itself one of them, the same is said to: where these are many, what follows within a few milliseconds
+	// leaves together.
+	Wake(among int)
+}
 
 // feeding is the state of a stream with a feed. Guarded by conn.mu.
 type feeding struct {
@@ -110,12 +114,18 @@ func (c *conn) writeFeeds() {
 
 // Wake implements Waker. Who finds that others have called meanwhile leaves it to them: whoever writes looks at all feeds after it has taken
 // notice of a call.
-func (c *conn) Wake() {
+func (c *conn) Wake(among int) {
 	if c.woken.Load() || c.woken.Swap(true) {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.crowded = among >= feedCrowd
+	c.offerLocked()
+}
+
+// offerLocked has feeds asked, if any are to be and nobody writes, who would do it.
+func (c *conn) offerLocked() {
 	if !c.writing && c.hasFeedsLocked() {
 		c.due.Signal()
 	}
@@ -141,12 +151,16 @@ func (c *conn) openedLocked() {
 }
 
 // hasFeedsLocked reports whether feeds are to be asked.
-func (c *conn) hasFeedsLocked() bool { return c.woken.Load() && len(c.fed) > 0 && c.err == nil }
+func (c *conn) hasFeedsLocked() bool {
+	return c.woken.Load() && !c.resting && len(c.fed) > 0 && c.err == nil
+}
 
-// gatherLocked asks feeds until a batch is full or nothing is left. Only the goroutine that writes may call it; it
+// gatherLocked asks feeds until a batch is full or nothing is left, and then perhaps not for a while. Only the goroutine that writes may call it; it
 // lets go of the lock meanwhile. scratch is for what a feed gives; it is returned, grown perhaps, for the next time.
 func (c *conn) gatherLocked(scratch []byte) []byte {
+	asked := false
 	for c.hasFeedsLocked() && len(c.out) < batchBytes {
+		asked = true
 		c.woken.Store(false)
 		for n := len(c.fed); n > 0 && len(c.fed) > 0; n-- {
 			if len(c.out) >= batchBytes {
@@ -158,6 +172,9 @@ func (c *conn) gatherLocked(scratch []byte) []byte {
 				scratch = c.askLocked(st, scratch)
 			}
 		}
+	}
+	if asked && c.crowded && !c.woken.Load() {
+		c.server.rests.add(c)
 	}
 	return scratch
 }

@@ -22,11 +22,13 @@ type lines struct {
 	text  []string // guarded by mu
 	ended bool     // guarded by mu: nothing follows
 	done  chan struct{}
-	some  atomic.Bool // there is text
+	among int          // how many are woken with the one that reads this
+	asked atomic.Int64 // how often Next was called
+	some  atomic.Bool  // there is text
 }
 
 func newLines(text ...string) *lines {
-	l := &lines{text: text, done: make(chan struct{})}
+	l := &lines{text: text, among: 1, done: make(chan struct{})}
 	l.some.Store(len(text) > 0)
 	return l
 }
@@ -43,6 +45,7 @@ func (l *lines) Pending() bool { return l.some.Load() }
 
 // Next implements Feed.
 func (l *lines) Next(out []byte, limit int) ([]byte, bool) {
+	l.asked.Add(1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for begin := len(out); len(l.text) > 0; l.text = l.text[1:] {
@@ -70,9 +73,9 @@ func pour(w http.ResponseWriter, r *http.Request, l *lines, stall time.Duration,
 		return err
 	}
 	if started != nil {
-		started(waker.Wake)
+		started(func() { waker.Wake(l.among) })
 	}
-	waker.Wake()
+	waker.Wake(l.among)
 	select {
 	case <-l.done:
 	case <-r.Context().Done():
@@ -85,8 +88,10 @@ func TestFeeds(t *testing.T) {
 	const streams, count = 40, 300
 	for _, foreign := range []bool{false, true} {
 		var all sync.WaitGroup
+		var streamed atomic.Int64
 		s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			l := newLines("0\n")
+			l.among = 1 + int(streamed.Add(1)%2)*feedCrowd // some have the connection rest, others not
 			_ = pour(w, r, l, time.Minute, func(wake func()) {
 				all.Go(func() {
 					for i := 1; i < count; i++ {
@@ -147,6 +152,50 @@ func (p *peerRig) expectQuiet(t *testing.T) {
 	require.NoError(t, p.WritePing(false, [8]byte{1}))
 	f, ok := p.next(t).(*http2.PingFrame)
 	require.True(t, ok && f.IsAck())
+}
+
+// TestFeedsRest has one stream told of many changes in a row, first alone and then with many connections: then it is asked for what is new once
+// in a rest at most, and misses nothing.
+func TestFeedsRest(t *testing.T) {
+	const count = 400
+	for _, among := range []int{1, feedCrowd} {
+		l := newLines("0\n")
+		l.among = among
+		s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_ = pour(w, r, l, time.Minute, func(wake func()) {
+				go func() {
+					for i := 1; i < count; i++ {
+						time.Sleep(100 * time.Microsecond)
+						l.add(fmt.Sprint(i, "\n"))
+						wake()
+					}
+					l.add("")
+					wake()
+				}()
+			})
+		}), testOptions(), false)
+		begin := time.Now()
+		resp, err := client(t).Get("https://" + s.address)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		r := bufio.NewReader(resp.Body)
+		for i := range count {
+			line, err := r.ReadString('\n')
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprint(i, "\n"), line)
+		}
+		_, err = r.ReadByte()
+		require.ErrorIs(t, err, io.EOF)
+		rests := int64(time.Since(begin)/feedRest) + 3 // before the first, during the last, and of StopFeed
+		if among == feedCrowd {
+			require.LessOrEqual(t, l.asked.Load(), rests)
+		}
+		require.Eventually(t, func() bool {
+			s.own.rests.mu.Lock()
+			defer s.own.rests.mu.Unlock()
+			return len(s.own.rests.conns) == 0
+		}, testTimeout, time.Millisecond, "nobody rests for ever")
+	}
 }
 
 // TestFeedsKeepToWindows gives a client no more than it takes: of a stream, of the connection, and of what is left at the end.

@@ -50,6 +50,7 @@ type Options struct {
 type Server struct {
 	Options
 	state func(net.Conn, http.ConnState)
+	rests rests
 
 	mu     sync.Mutex
 	conns  map[*conn]struct{} // guarded by mu

@@ -231,11 +231,14 @@ func testWatchReady(t *testing.T, f Factory) {
 	testWatchCalls(t, e)
 }
 
-// calls count how often a waker is told.
-type calls struct{ atomic.Int64 }
+// calls count how often a waker is told, and keep with how many the last time.
+type calls struct{ count, among atomic.Int64 }
 
 // Wake implements store.Waker.
-func (c *calls) Wake() { c.Add(1) }
+func (c *calls) Wake(among int) {
+	c.count.Add(1)
+	c.among.Store(int64(among))
+}
 
 // testWatchCalls holds that wakers are told once for each change that their watches see, until these stop or the store closes.
 func testWatchCalls(t *testing.T, e *env) {
@@ -253,11 +256,14 @@ func testWatchCalls(t *testing.T, e *env) {
 	expect := func(what string, want ...int64) {
 		t.Helper()
 		for i := range calls {
-			equal(t, fmt.Sprint("calls of watch ", i, " ", what), calls[i].Load(), want[i])
+			equal(t, fmt.Sprint("calls of watch ", i, " ", what), calls[i].count.Load(), want[i])
 		}
 	}
 	e.put(e.pods, "called", "1")
 	expect("after a change", 1, 1, 1, 0, 1)
+	for i, want := range []int64{1, 3, 3, 0, 3} {
+		equal(t, fmt.Sprint("wakers told with that of watch ", i), calls[i].among.Load(), want)
+	}
 	watches[1].Stop()
 	shared[0].Stop()
 	e.put(e.pods, "called", "2")
