@@ -24,7 +24,7 @@ CGO  = ./cmd/knarr-shim/... ./node/shim/... ./node/runtime/...
 PURE = $$(go list ./... | grep -v -E '^knarr/(cmd/knarr-shim|node/shim|node/runtime)(/|$$)')
 
 # What reads bytes that others chose: package:target. See docs/fuzzing.md.
-FUZZ = store/pebble:FuzzValue api:FuzzStored apiserver:FuzzWrite apiserver:FuzzPatch apiserver:FuzzRead apiserver:FuzzContinue apiserver:FuzzPath apiserver/h2:FuzzFrames
+FUZZ = store/pebble:FuzzValue api:FuzzStored apiserver:FuzzWrite apiserver:FuzzPatch apiserver:FuzzRead apiserver:FuzzContinue apiserver:FuzzPath apiserver/h2:FuzzFrames apiserver/h2:FuzzBlocks
 
 .PHONY: build demo test check fuzz bench bench-compare clients conformance clean deps kubectl shimdeps testdeps
 

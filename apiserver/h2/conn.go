@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 )
 
 const (
@@ -41,6 +40,7 @@ type conn struct {
 	// Owned by the reading goroutine.
 	in       *bufio.Reader
 	framer   *http2.Framer
+	block    *block
 	exchange Exchange
 	deferred []*stream // whose handlers start before the next wait for input
 	received uint32    // newest stream
@@ -90,8 +90,7 @@ func newConn(ctx context.Context, s *Server, tc *tls.Conn, h http.Handler) *conn
 	c.framer = http2.NewFramer(nil, c.in)
 	c.framer.SetMaxReadFrameSize(frameBytes)
 	c.framer.SetReuseFrames()
-	c.framer.ReadMetaHeaders = hpack.NewDecoder(tableBytes, nil)
-	c.framer.MaxHeaderListSize = s.MaxHeaderBytes
+	c.block = newBlock(c.framer, s.MaxHeaderBytes)
 	// The first frame of all: RFC 9113, section 3.4.
 	c.out = appendSettings(c.out,
 		http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: uint32(s.MaxStreams)},
@@ -306,7 +305,7 @@ func (c *conn) goAway(write bool) {
 // process handles one frame. A returned error is for survives.
 func (c *conn) process(f http2.Frame) error {
 	switch f := f.(type) {
-	case *http2.MetaHeadersFrame:
+	case *http2.HeadersFrame:
 		return c.processHeaders(f)
 	case *http2.DataFrame:
 		return c.processData(f)
@@ -459,8 +458,13 @@ func (c *conn) allow(st *stream, n int32) {
 }
 
 // processHeaders opens a stream, or ends one whose body has trailers.
-func (c *conn) processHeaders(f *http2.MetaHeadersFrame) error {
-	id := f.StreamID
+func (c *conn) processHeaders(f *http2.HeadersFrame) error {
+	id, end, itself := f.StreamID, f.StreamEnded(), f.HasPriority() && f.Priority.StreamDep == f.StreamID
+	b := c.block
+	defer b.forget()
+	if err := b.read(f); err != nil { // f is no more
+		return err
+	}
 	if id%2 == 0 {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
@@ -468,45 +472,44 @@ func (c *conn) processHeaders(f *http2.MetaHeadersFrame) error {
 	st := c.streams[id]
 	c.mu.Unlock()
 	if st != nil {
-		return st.trailers(f)
+		return st.trailers(b, end)
 	}
 	if id <= c.received {
 		return http2.ConnectionError(http2.ErrCodeStreamClosed)
 	}
 	c.received = id
-	if f.HasPriority() && f.Priority.StreamDep == id {
+	if itself {
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
 	}
-	p := pseudoOf(f)
-	if err := p.check(); err != nil {
+	if err := b.check(); err != nil {
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
 	}
-	if f.StreamEnded() && !f.Truncated && c.answerAtOnce(id, p, f.RegularFields()) {
+	if end && !b.truncated && c.answerAtOnce(id, b) {
 		return nil
 	}
-	return c.open(f, p)
+	return c.open(id, b, end)
 }
 
 // answerAtOnce offers a request without a body to Options.Fast.
-func (c *conn) answerAtOnce(id uint32, p pseudo, fields []hpack.HeaderField) bool {
+func (c *conn) answerAtOnce(id uint32, b *block) bool {
 	if c.server.Fast == nil {
 		return false
 	}
 	e := &c.exchange
-	e.id, e.Method, e.Path, e.Authority, e.Fields = id, p.method, p.path, p.authority, fields
+	e.id, e.Method, e.Path, e.Authority, e.Fields = id, b.method, b.path, b.authority, b.fields
 	done := c.server.Fast(e)
 	e.Fields = nil
 	return done
 }
 
-// open makes a stream and lets its handler run.
-func (c *conn) open(f *http2.MetaHeadersFrame, p pseudo) error {
-	st := newStream(c, f.StreamID)
-	if !f.StreamEnded() {
+// open makes a stream and lets its handler run; end: there is no body.
+func (c *conn) open(id uint32, b *block, end bool) error {
+	st := newStream(c, id)
+	if !end {
 		st.body = newBody(st.taken, nil)
 		st.window = inWindow{size: c.server.UploadPerStream, left: c.server.UploadPerStream}
 	}
-	st.prepare(f, p)
+	st.prepare(b)
 	c.mu.Lock()
 	if len(c.streams) >= c.server.MaxStreams {
 		c.mu.Unlock()

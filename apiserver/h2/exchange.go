@@ -39,6 +39,7 @@ func (e *Exchange) Answer(block []byte, now time.Time, parts ...[]byte) bool {
 	}
 	c.lastUsed = now
 	c.credit -= int64(size)
+	c.beginLocked()
 	c.out = appendHeaders(c.out, e.id, block, size == 0, c.frameSize)
 	c.appendParts(e.id, size, parts)
 	return true

@@ -239,9 +239,7 @@ func (c *conn) dataLocked(st *stream, data []byte) []byte {
 	st.credit -= int64(n)
 	c.credit -= int64(n)
 	st.writeBy = time.Time{} // it takes in something
-	if cap(c.out) == 0 {
-		c.out = takeBatch()
-	}
+	c.beginLocked()
 	for left := n; left > 0; {
 		part := min(left, c.frameSize)
 		c.out = appendData(withRoom(c.out, part+frameHeader), st.id, data[:part], false)

@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/textproto"
@@ -9,7 +10,6 @@ import (
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
-	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 )
 
@@ -17,23 +17,33 @@ import (
 var errMalformed = errors.New("malformed request")
 
 // pseudo are a request's pseudo-header fields.
-type pseudo struct{ method, path, scheme, authority string }
+type pseudo struct {
+	method, path, scheme, authority string
+	given                           uint8 // bits: which there were
+}
 
-func pseudoOf(f *http2.MetaHeadersFrame) pseudo {
-	var p pseudo
-	for _, field := range f.PseudoFields() {
-		switch field.Name {
-		case ":method":
-			p.method = field.Value
-		case ":path":
-			p.path = field.Value
-		case ":scheme":
-			p.scheme = field.Value
-		case ":authority":
-			p.authority = field.Value
-		}
+// set takes one of them; false where there is none of this name for requests, or it was there before: RFC 9113, section 8.3.
+func (p *pseudo) set(f hpack.HeaderField) bool {
+	var to *string
+	bit := uint8(1)
+	switch f.Name {
+	case ":method":
+		to, bit = &p.method, 1
+	case ":path":
+		to, bit = &p.path, 2
+	case ":scheme":
+		to, bit = &p.scheme, 4
+	case ":authority":
+		to, bit = &p.authority, 8
+	default:
+		return false
 	}
-	return p
+	if p.given&bit != 0 {
+		return false
+	}
+	p.given |= bit
+	*to = f.Value
+	return true
 }
 
 // check refuses what no request can look like.
@@ -50,14 +60,17 @@ func (p *pseudo) check() error {
 	return nil
 }
 
-// newRequest makes what a handler gets, without body and context. A connection-specific field or a bad path is an error that deserves
+// newRequest makes what a handler gets, without body. A connection-specific field or a bad path is an error that deserves
 // an answer: 400.
-func newRequest(p pseudo, fields []hpack.HeaderField) (req *http.Request, declared int64, err error) {
+func newRequest(ctx context.Context, p pseudo, fields []hpack.HeaderField) (req *http.Request, declared int64, err error) {
 	h, trailer, err := headerOf(fields)
 	if err != nil {
 		return nil, 0, err
 	}
-	req = &http.Request{Method: p.method, Proto: "HTTP/2.0", ProtoMajor: 2, Header: h, Host: p.authority, RequestURI: p.path, Trailer: trailer}
+	var empty http.Request // stays on the stack
+	req = empty.WithContext(ctx)
+	req.Method, req.Proto, req.ProtoMajor, req.Header, req.Trailer = p.method, "HTTP/2.0", 2, h, trailer
+	req.Host, req.RequestURI = p.authority, p.path
 	if req.Host == "" {
 		req.Host = h.Get("Host")
 	}

@@ -15,6 +15,9 @@ import (
 // bufferBytes is how much of a body waits for more before it is sent, unless flushed.
 const bufferBytes = 8 << 10
 
+// headBytes is more than the header blocks of most answers have.
+const headBytes = 384
+
 // buffers are for the bodies of answers, of bufferBytes each.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, bufferBytes); return &b }}
 
@@ -66,7 +69,7 @@ func (w *writer) WriteHeader(status int) {
 	if w.header.Get("Connection") == "close" {
 		w.stream.conn.goAway(false)
 	}
-	w.block = appendHeader(AppendStatus(make([]byte, 0, 256), status), w.header)
+	w.block = appendHeader(AppendStatus(make([]byte, 0, headBytes), status), w.header)
 }
 
 // bodyAllowed reports whether an answer of this status has a body: RFC 9110, section 6.4.1.

@@ -49,18 +49,18 @@ func newStream(c *conn, id uint32) *stream {
 }
 
 // prepare makes the handler's request.
-func (st *stream) prepare(f *http2.MetaHeadersFrame, p pseudo) {
-	if f.Truncated {
+func (st *stream) prepare(b *block) {
+	if b.truncated {
 		st.refusal = http.StatusRequestHeaderFieldsTooLarge
 		return
 	}
-	req, declared, err := newRequest(p, f.RegularFields())
+	req, declared, err := newRequest(st.ctx, b.pseudo, b.fields)
 	if err != nil {
 		st.refusal = http.StatusBadRequest
 		return
 	}
 	req.TLS, req.RemoteAddr = &st.conn.state, st.conn.remote
-	st.request = req.WithContext(st.ctx)
+	st.request = req
 	st.request.Body = http.NoBody
 	if st.body == nil {
 		return
@@ -97,16 +97,16 @@ func (st *stream) received(f *http2.DataFrame, size int32) error {
 	return st.conn.start(st)
 }
 
-// trailers ends the body.
-func (st *stream) trailers(f *http2.MetaHeadersFrame) error {
+// trailers ends the body; end is what their frame says.
+func (st *stream) trailers(b *block, end bool) error {
 	switch {
 	case st.body == nil || st.body.ended():
 		return http2.StreamError{StreamID: st.id, Code: http2.ErrCodeStreamClosed}
-	case !f.StreamEnded() || len(f.PseudoFields()) > 0:
+	case !end || b.given != 0:
 		return http2.StreamError{StreamID: st.id, Code: http2.ErrCodeProtocol}
 	}
 	if st.request != nil {
-		for _, field := range f.RegularFields() {
+		for _, field := range b.fields {
 			name := canonicalName(field.Name)
 			if _, declared := st.request.Trailer[name]; declared {
 				st.request.Trailer[name] = append(st.request.Trailer[name], field.Value)

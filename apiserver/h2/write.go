@@ -193,9 +193,17 @@ func (c *conn) sendHeaders(st *stream, block []byte, end bool) {
 	if st.err != nil || c.err != nil {
 		return
 	}
+	c.beginLocked()
 	c.out = appendHeaders(c.out, st.id, block, end, c.frameSize)
 	st.endedSending = end
 	c.flushLocked()
+}
+
+// beginLocked gives what is pending a buffer to be in.
+func (c *conn) beginLocked() {
+	if cap(c.out) == 0 {
+		c.out = takeBatch()
+	}
 }
 
 // send appends header block (nil: sent already) and data to what is pending, as the client's windows allow, waiting where they do not.
@@ -207,6 +215,7 @@ func (c *conn) send(st *stream, block, data []byte, end, flush bool) error {
 		return err
 	}
 	if block != nil {
+		c.beginLocked()
 		c.out = appendHeaders(c.out, st.id, block, end && len(data) == 0, c.frameSize)
 		end = end && len(data) > 0
 	}
@@ -215,9 +224,7 @@ func (c *conn) send(st *stream, block, data []byte, end, flush bool) error {
 		if err != nil {
 			return err
 		}
-		if cap(c.out) == 0 {
-			c.out = takeBatch()
-		}
+		c.beginLocked()
 		c.out = appendData(withRoom(c.out, n+frameHeader), st.id, data[:n], end && n == len(data))
 		c.credit -= int64(n)
 		st.credit -= int64(n)
