@@ -118,8 +118,8 @@ func (id *identity) byKnownToken(req *http.Request) (user.Info, bool) {
 	if token == "" {
 		return nil, false
 	}
-	u, _, ok := id.tokens.find(token, time.Now())
-	return u, ok
+	u, ok := id.tokens.find(token, time.Now())
+	return u.user, ok
 }
 
 // byCertificate gives the user that a request without any other proof is from by its client certificate.

@@ -33,9 +33,8 @@ type fastReads struct {
 
 // peer is what is known of whoever is at the other end of a connection.
 type peer struct {
-	user    user.Info
-	token   string    // that told it; empty: the certificate
-	until   time.Time // when it has to be told anew
+	knownUser
+	token   string // that told it; empty: the certificate
 	subject string    // of decisions; empty: may everything
 	counts  *peerCounts
 }
@@ -122,18 +121,18 @@ func (t *target) isWhole() bool {
 // peerOf learns who is at the other end: once a connection who its client certificate names, each few seconds who a token is from; nil where that is nobody, or not
 // known.
 func (f *fastReads) peerOf(e *h2.Exchange, token string, now time.Time) *peer {
-	if p, ok := e.Peer.(*peer); ok && p.token == token && (token == "" || now.Before(p.until)) {
+	if p, ok := e.Peer.(*peer); ok && p.token == token && (token == "" || now.Before(p.until) && f.tokens.holds(p.knownUser)) {
 		if p.user == nil || !now.Before(p.until) {
 			return nil
 		}
 		return p
 	}
 	if token != "" {
-		u, until, ok := f.tokens.find(token, now)
+		u, ok := f.tokens.find(token, now)
 		if !ok || e.TLS == nil || len(e.TLS.PeerCertificates) > 0 {
 			return nil
 		}
-		p := f.peer(u, until)
+		p := f.peer(u)
 		p.token = token
 		e.Peer = p
 		return p
@@ -146,13 +145,13 @@ func (f *fastReads) peerOf(e *h2.Exchange, token string, now time.Time) *peer {
 	if !ok {
 		return nil
 	}
-	p := f.peer(u, e.TLS.PeerCertificates[0].NotAfter)
+	p := f.peer(knownUser{user: u, until: e.TLS.PeerCertificates[0].NotAfter})
 	e.Peer = p
 	return p
 }
 
-func (f *fastReads) peer(u user.Info, until time.Time) *peer {
-	return &peer{user: u, until: until, subject: f.decisions.subject(u), counts: f.attempts.of(u.GetName())}
+func (f *fastReads) peer(u knownUser) *peer {
+	return &peer{knownUser: u, subject: f.decisions.subject(u.user), counts: f.attempts.of(u.user.GetName())}
 }
 
 // allowed reports what is known without asking anybody: system:masters may everything, others what they were allowed before.

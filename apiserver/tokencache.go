@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apiserver/pkg/apis/apiserver"
@@ -28,14 +29,16 @@ type tokenCache struct {
 	now       func() time.Time
 	salt      [sha256.Size]byte
 
+	era   atomic.Int64 // grows, under mu, when the configuration changes
 	mu    sync.RWMutex
-	era   int                             // guarded by mu: grows when all is forgotten
 	known map[[sha256.Size]byte]knownUser // guarded by mu; tokens are not kept, only their sums
 }
 
+// knownUser is who a token is from; that holds until a time, and in one era of the cache only.
 type knownUser struct {
 	user  user.Info
 	until time.Time
+	era   int64
 }
 
 func newTokenCache(next authenticator.Request, audiences authenticator.Audiences, ttl time.Duration) *tokenCache {
@@ -51,12 +54,10 @@ func (c *tokenCache) AuthenticateRequest(req *http.Request) (*authenticator.Resp
 		return c.next.AuthenticateRequest(req)
 	}
 	now := c.now()
-	c.mu.RLock()
-	era := c.era
-	c.mu.RUnlock()
+	era := c.era.Load()
 	resp, ok, err := c.next.AuthenticateRequest(req)
 	if err == nil && ok && c.isFor(resp) {
-		c.remember(era, token, knownUser{resp.User, now.Add(c.ttl)})
+		c.remember(token, knownUser{resp.User, now.Add(c.ttl), era})
 	}
 	return resp, ok, err
 }
@@ -67,11 +68,11 @@ func (c *tokenCache) isFor(resp *authenticator.Response) bool {
 		(len(c.audiences) == 0 || len(resp.Audiences) == 0 || len(c.audiences.Intersect(resp.Audiences)) > 0)
 }
 
-func (c *tokenCache) remember(era int, token string, u knownUser) {
+func (c *tokenCache) remember(token string, u knownUser) {
 	sum := c.sum(token)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.era != era {
+	if !c.holds(u) {
 		return // it was proved by what does not hold any more
 	}
 	if len(c.known) >= maxKnownTokens {
@@ -89,22 +90,25 @@ func (c *tokenCache) forgetAfter(update configure) configure {
 		err := update(ctx, config)
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.era++
+		c.era.Add(1)
 		clear(c.known)
 		return err
 	}
 }
 
-// find gives who a token is from, and until when that may be trusted; false where upstream has to be asked.
-func (c *tokenCache) find(token string, now time.Time) (u user.Info, until time.Time, ok bool) {
+// holds reports whether the configuration that a user was known by is the present one.
+func (c *tokenCache) holds(u knownUser) bool { return u.era == c.era.Load() }
+
+// find gives who a token is from; false where upstream has to be asked.
+func (c *tokenCache) find(token string, now time.Time) (knownUser, bool) {
 	if c.ttl <= 0 {
-		return nil, time.Time{}, false
+		return knownUser{}, false
 	}
 	sum := c.sum(token)
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	known, ok := c.known[sum]
-	return known.user, known.until, ok && now.Before(known.until)
+	return known, ok && now.Before(known.until)
 }
 
 func (c *tokenCache) sum(token string) [sha256.Size]byte {

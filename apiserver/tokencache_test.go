@@ -14,6 +14,8 @@ import (
 	"k8s.io/apiserver/pkg/apis/apiserver"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
+
+	"knarr/apiserver/h2"
 )
 
 // TestTokenCache holds which tokens are remembered, and for how long.
@@ -63,20 +65,19 @@ func TestTokenCache(t *testing.T) {
 		if tc.cert {
 			req.TLS.PeerCertificates = []*x509.Certificate{{}}
 		}
-		_, _, known := c.find("abc", now)
+		_, known := c.find("abc", now)
 		require.False(t, known)
 		_, _, err := c.AuthenticateRequest(req)
 		require.Equal(t, tc.err, err)
-		u, until, known := c.find("abc", now.Add(tc.later))
+		u, known := c.find("abc", now.Add(tc.later))
 		require.Equal(t, tc.known, known, tc.name)
 		if known {
-			require.Equal(t, tc.user, u)
-			require.Equal(t, now.Add(5*time.Second), until)
+			require.Equal(t, knownUser{user: tc.user, until: now.Add(5 * time.Second)}, u)
 		}
 	}
 }
 
-// TestTokenCacheForgets changes the configuration while a token is verified.
+// TestTokenCacheForgets changes the configuration while a token is verified, and after that, which also connections that know the token learn at once.
 func TestTokenCacheForgets(t *testing.T) {
 	var during func()
 	c := newTokenCache(authenticator.RequestFunc(func(*http.Request) (*authenticator.Response, bool, error) {
@@ -84,6 +85,8 @@ func TestTokenCacheForgets(t *testing.T) {
 		return &authenticator.Response{User: &user.DefaultInfo{Name: "system:serviceaccount:a:b", Extra: map[string][]string{user.CredentialIDKey: {"JTI=1"}}}}, true, nil
 	}), nil, time.Minute)
 	change := c.forgetAfter(func(context.Context, *apiserver.AuthenticationConfiguration) error { return nil })
+	fast := &fastReads{tokens: c, decisions: &decisions{}}
+	connection := &h2.Exchange{TLS: &tls.ConnectionState{}}
 	req := httptest.NewRequest(http.MethodGet, "/", nil)
 	req.TLS = nil
 	req.Header.Set("Authorization", "Bearer abc")
@@ -98,8 +101,12 @@ func TestTokenCacheForgets(t *testing.T) {
 		during = tc.during
 		_, _, err := c.AuthenticateRequest(req)
 		require.NoError(t, err)
+		if tc.known {
+			require.NotNil(t, fast.peerOf(connection, "abc", time.Now()))
+		}
 		tc.after()
-		_, _, known := c.find("abc", time.Now())
+		_, known := c.find("abc", time.Now())
 		require.Equal(t, tc.known, known)
+		require.Equal(t, tc.known, fast.peerOf(connection, "abc", time.Now()) != nil)
 	}
 }
