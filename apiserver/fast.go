@@ -35,7 +35,7 @@ type fastReads struct {
 type peer struct {
 	knownUser
 	token   string // that told it; empty: the certificate
-	subject string    // of decisions; empty: may everything
+	subject string // of decisions; empty: may everything
 	counts  *peerCounts
 }
 

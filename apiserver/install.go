@@ -5,10 +5,12 @@ import (
 	"maps"
 	"net/http"
 	"reflect"
+	goruntime "runtime"
 	"slices"
 	"unsafe"
 
 	"github.com/emicklei/go-restful/v3"
+	"golang.org/x/sync/errgroup"
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +22,8 @@ import (
 	genericapi "k8s.io/apiserver/pkg/endpoints"
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+
+	"knarr/api"
 )
 
 // installer puts groups of REST storage behind upstream's handlers, one go-restful web service per group version.
@@ -29,7 +33,6 @@ type installer struct {
 	equivalents runtime.EquivalentResourceRegistry
 	admit       admission.Interface
 	authorizer  authorizer.Authorizer
-	types       managedfields.TypeConverter // of the group that is installed
 	schemas     schemas
 	services    map[schema.GroupVersion]describe
 }
@@ -45,36 +48,82 @@ func newContainer() *restful.Container {
 	return c
 }
 
-// install serves every version of a group.
-func (in *installer) install(info *genericapiserver.APIGroupInfo, prefix string) error {
-	var served []metav1.GroupVersionForDiscovery
-	for _, gv := range info.PrioritizedVersions {
-		if len(info.VersionedResourcesStorageMap[gv.Version]) == 0 {
-			continue
-		}
-		resources, err := in.installVersion(info, gv, prefix)
-		if err != nil {
-			return fmt.Errorf("install %s: %w", gv, err)
-		}
-		in.discovery.addVersion(prefix, gv, resources)
-		served = append(served, metav1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: gv.Version})
+// group is a group of REST storage and where it is to be served.
+type group struct {
+	*genericapiserver.APIGroupInfo
+	prefix string
+	types  managedfields.TypeConverter
+}
+
+// version is what serves a version of a group.
+type version struct {
+	gv        schema.GroupVersion
+	service   *restful.WebService
+	describe  describe
+	resources []apidiscoveryv2.APIResourceDiscovery
+}
+
+// installAll serves all groups. They are made side by side, which is a sixth of a start, and added in order.
+func (in *installer) installAll(groups *api.Groups) error {
+	all := []group{{groups.Core, "/api", in.schemas.builtin}, {groups.Aggregation, "/apis", in.schemas.extension}, {groups.Extensions, "/apis", in.schemas.extension}}
+	for _, named := range groups.Named {
+		all = append(all, group{named, "/apis", in.schemas.builtin})
 	}
-	if prefix == "/apis" && len(served) > 0 {
-		in.discovery.addGroup(metav1.APIGroup{
-			Name:             info.PrioritizedVersions[0].Group,
-			Versions:         served,
-			PreferredVersion: served[0],
+	versions := make([][]version, len(all))
+	var g errgroup.Group
+	g.SetLimit(goruntime.GOMAXPROCS(0))
+	for i := range all {
+		g.Go(func() (err error) {
+			versions[i], err = in.makeGroup(&all[i])
+			return err
 		})
 	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for i := range all {
+		in.add(&all[i], versions[i])
+	}
+	in.discovery.setPriorities()
 	return nil
 }
 
-func (in *installer) installVersion(info *genericapiserver.APIGroupInfo, gv schema.GroupVersion, prefix string) ([]apidiscoveryv2.APIResourceDiscovery, error) {
+// makeGroup makes every version of a group, in their order, as equivalent resources of a group are known by that.
+func (in *installer) makeGroup(g *group) ([]version, error) {
+	var out []version
+	for _, gv := range g.PrioritizedVersions {
+		if len(g.VersionedResourcesStorageMap[gv.Version]) == 0 {
+			continue
+		}
+		v, err := in.makeVersion(g, gv)
+		if err != nil {
+			return nil, fmt.Errorf("install %s: %w", gv, err)
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// add serves the versions of a group.
+func (in *installer) add(g *group, versions []version) {
+	var served []metav1.GroupVersionForDiscovery
+	for _, v := range versions {
+		in.container.Add(v.service)
+		in.services[v.gv] = v.describe
+		in.discovery.addVersion(g.prefix, v.gv, v.resources)
+		served = append(served, metav1.GroupVersionForDiscovery{GroupVersion: v.gv.String(), Version: v.gv.Version})
+	}
+	if g.prefix == "/apis" && len(served) > 0 {
+		in.discovery.addGroup(metav1.APIGroup{Name: g.PrioritizedVersions[0].Group, Versions: served, PreferredVersion: served[0]})
+	}
+}
+
+func (in *installer) makeVersion(info *group, gv schema.GroupVersion) (version, error) {
 	v := &genericapi.APIGroupVersion{
 		Storage:                     info.VersionedResourcesStorageMap[gv.Version],
-		Root:                        prefix,
+		Root:                        info.prefix,
 		GroupVersion:                gv,
-		AllServedVersionsByResource: servedVersions(info),
+		AllServedVersionsByResource: servedVersions(info.APIGroupInfo),
 		OptionsExternalVersion:      info.OptionsExternalVersion,
 		MetaGroupVersion:            info.MetaGroupVersion,
 		ParameterCodec:              info.ParameterCodec,
@@ -86,35 +135,35 @@ func (in *installer) installVersion(info *genericapiserver.APIGroupInfo, gv sche
 		Defaulter:                   info.Scheme,
 		Typer:                       info.Scheme,
 		Namer:                       runtime.Namer(meta.NewAccessor()),
-		TypeConverter:               in.types,
+		TypeConverter:               info.types,
 		EquivalentResourceRegistry:  in.equivalents,
 		Authorizer:                  in.authorizer,
 		Admit:                       in.admit,
 		MinRequestTimeout:           MinWatchTimeout,
 		MaxRequestBodyBytes:         MaxRequestBodyBytes,
 	}
-	service, resources, err := installREST(v, in.container)
+	service, resources, err := webService(v)
 	if err != nil {
-		return nil, err
+		return version{}, err
 	}
 	drop(service, documentation)
-	in.services[gv] = func() (*restful.WebService, error) {
+	again := func() (*restful.WebService, error) {
 		again := *v
 		again.EquivalentResourceRegistry = runtime.NewEquivalentResourceRegistry() // the server's knows these resources
-		service, _, err := installREST(&again, newContainer())
+		service, _, err := webService(&again)
 		return service, err
 	}
-	return resources, nil
+	return version{gv, service, again, resources}, nil
 }
 
-// installREST adds a group version's web service to a container, without regular expressions.
-func installREST(v *genericapi.APIGroupVersion, to *restful.Container) (*restful.WebService, []apidiscoveryv2.APIResourceDiscovery, error) {
-	before := len(to.RegisteredWebServices())
+// webService makes the web service of a group version, without regular expressions.
+func webService(v *genericapi.APIGroupVersion) (*restful.WebService, []apidiscoveryv2.APIResourceDiscovery, error) {
+	to := newContainer()
 	resources, _, err := v.InstallREST(to)
 	if err != nil {
 		return nil, nil, err
 	}
-	service := to.RegisteredWebServices()[before]
+	service := to.RegisteredWebServices()[0]
 	drop(service, expressions)
 	return service, resources, nil
 }

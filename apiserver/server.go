@@ -23,7 +23,6 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
-	genericapiserver "k8s.io/apiserver/pkg/server"
 	utilflowcontrol "k8s.io/apiserver/pkg/util/flowcontrol"
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/discovery/cached/memory"
@@ -185,7 +184,6 @@ func newInstaller(id *identity, admit admission.Interface, types schemas) *insta
 		equivalents: runtime.NewEquivalentResourceRegistry(),
 		admit:       admit,
 		authorizer:  id.authorizer,
-		types:       types.builtin,
 		schemas:     types,
 		services:    map[schema.GroupVersion]describe{},
 		discovery: &discoveries{
@@ -196,26 +194,6 @@ func newInstaller(id *identity, admit admission.Interface, types schemas) *insta
 			serializer: legacyscheme.Codecs,
 		},
 	}
-}
-
-func (in *installer) installAll(groups *api.Groups) error {
-	if err := in.install(groups.Core, "/api"); err != nil {
-		return err
-	}
-	in.types = in.schemas.extension
-	for _, group := range []*genericapiserver.APIGroupInfo{groups.Aggregation, groups.Extensions} {
-		if err := in.install(group, "/apis"); err != nil {
-			return err
-		}
-	}
-	in.types = in.schemas.builtin
-	for _, group := range groups.Named {
-		if err := in.install(group, "/apis"); err != nil {
-			return err
-		}
-	}
-	in.discovery.setPriorities()
-	return nil
 }
 
 // schemas are what server-side apply knows of the built-in kinds, and of definitions and APIServices.

@@ -103,7 +103,7 @@ func (w *writer) addHot(registry *api.Registry, in *installer, gv schema.GroupVe
 		h := &hot{hotName: name, kind: kind, storage: storages[path], scope: hotScope(in, kind, name)}
 		scoper, ok := storages[name.Resource].(rest.Scoper)
 		h.namespaced = ok && scoper.NamespaceScoped()
-		h.owner = sync.OnceValues(func() (*ownership.Manager, error) { return h.newOwner(in.types) })
+		h.owner = sync.OnceValues(func() (*ownership.Manager, error) { return h.newOwner(in.schemas.builtin) })
 		kinds, _, err := legacyscheme.Scheme.ObjectKinds(h.storage.New())
 		if err != nil {
 			return err
