@@ -22,7 +22,7 @@ const (
 
 // dropEvery is how often the program's pages are let go of while there is work: of 35 MB that a load touches a third is used once. It takes 10 ms of processor time, with the
 // page faults of what is used again.
-const dropEvery = 10 * time.Second
+const dropEvery = 4 * time.Second
 
 // trimWhenQuiet gives memory back that a process does not need while it is quiet, until ctx ends: after its start, and after each time of
 // work. Freed heap goes back to the system, and so do the pages of the program that were used once; those that are used again come
