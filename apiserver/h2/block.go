@@ -72,24 +72,19 @@ func (b *block) add(f hpack.HeaderField) {
 	if f.Name == "trailer" {
 		size += strings.Count(f.Value, ",") * int(hpack.HeaderField{}.Size()) // each name becomes an entry
 	}
-	switch {
-	case !httpguts.ValidHeaderFieldValue(f.Value):
-		b.invalid = true
-	case strings.HasPrefix(f.Name, ":"):
-		b.invalid = len(b.fields) > 0
-		b.odd = b.odd || !b.pseudo.set(f)
-	default:
-		b.invalid = !isWireName(f.Name)
-	}
+	pseudo := f.IsPseudo()
+	b.invalid = !httpguts.ValidHeaderFieldValue(f.Value) || pseudo && len(b.fields) > 0 || !pseudo && !isWireName(f.Name)
 	b.truncated = size > b.left
-	if b.invalid || b.truncated {
+	switch {
+	case b.invalid || b.truncated:
 		b.decoder.SetEmitEnabled(false)
 		return
-	}
-	b.left -= size
-	if f.Name[0] != ':' {
+	case pseudo:
+		b.odd = !b.pseudo.set(f) || b.odd
+	default:
 		b.fields = append(b.fields, f)
 	}
+	b.left -= size
 }
 
 // forget lets go of what was read.

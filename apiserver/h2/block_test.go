@@ -134,7 +134,7 @@ func blockCases() map[string][]string {
 		"twice": with(":path", "/b"), "late": append([]string{"accept", "a"}, get...), "unknown": with(":wrong", "x"), "no name": with("", "x"),
 		"upper case": with("Accept", "x"), "space": with("ac cept", "x"), "not ASCII": with("acc\u00e9pt", "x"), "line break": with("accept", "a\nb"), "bad path": {":path", "a\nb"},
 		"at the bound": with("a", strings.Repeat("x", 200)), "over the bound": with("a", strings.Repeat("x", 300)), "a field over it": with("a", strings.Repeat("x", 600)),
-		"many over it": with(strings.Split(strings.Repeat("a,b,", 60)+"a,b", ",")...), "far over it": with("a", strings.Repeat("x", 5000)),
+		"a path over it": {":method", "GET", ":path", strings.Repeat("/", 490)}, "an unknown one over it": with(":wrong", strings.Repeat("x", 490)), "many over it": with(strings.Split(strings.Repeat("a,b,", 60)+"a,b", ",")...), "far over it": with("a", strings.Repeat("x", 5000)),
 	}
 }
 

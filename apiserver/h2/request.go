@@ -25,7 +25,7 @@ type pseudo struct {
 // set takes one of them; false where there is none of this name for requests, or it was there before: RFC 9113, section 8.3.
 func (p *pseudo) set(f hpack.HeaderField) bool {
 	var to *string
-	bit := uint8(1)
+	var bit uint8
 	switch f.Name {
 	case ":method":
 		to, bit = &p.method, 1
