@@ -159,6 +159,11 @@ func (f *hubForm) fromStored(rec *store.Record) (runtime.Object, error) {
 	return f.scheme.UnsafeConvertToVersion(rec.Object.DeepCopyObject(), f.hub)
 }
 
+// shared is fromStored without a private copy: only the object's own fields may be written to, not what they point to.
+func (f *hubForm) shared(rec *store.Record) (runtime.Object, error) {
+	return f.scheme.UnsafeConvertToVersion(rec.Object, f.hub)
+}
+
 func decodeUnstructured(data []byte) (runtime.Object, error) {
 	obj := &unstructured.Unstructured{}
 	if err := obj.UnmarshalJSON(data); err != nil {

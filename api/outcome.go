@@ -16,7 +16,8 @@ type Outcome struct {
 	// Kind is whose write is meant; writes of other kinds under the same context are none of its business.
 	Kind *Kind
 	// Deletion says that the caller deletes an object; then a deletion reports, too, and the object that was given for it gets no more
-	// than the identity of what is gone.
+	// than the identity of what is gone. What the caller reads of the object before shares all below its own fields with what everybody reads: upstream's
+	// deletion sets fields of its metadata, and no more.
 	Deletion bool
 	// Reads says that the caller of an update only reads what it is given to update, which then shares all with the object that everybody reads. Such is a
 	// custom resource's; it must not be set for other kinds. Where there is a Check, what it is given has no managed fields, which are costly to read off a
@@ -29,6 +30,9 @@ type Outcome struct {
 	Check func(ctx context.Context, obj, old runtime.Object) error
 	// Record is what is stored after the write; nil until it succeeded.
 	Record *store.Record
+	// looked is what a deletion read last of a record, lookedAt that record.
+	looked   runtime.Object
+	lookedAt *store.Record
 	// message is what the store got of the record's object; see Message.
 	message []byte
 }
@@ -46,6 +50,23 @@ func (s *Storage) outcome(ctx context.Context) *Outcome {
 		return o
 	}
 	return nil
+}
+
+// look gives what a read, or who is to allow a deletion, gets of a record: a private copy, or what the deletion of an Outcome may share.
+func (s *Storage) look(ctx context.Context, rec *store.Record) (runtime.Object, error) {
+	o := s.outcome(ctx)
+	form, ok := s.kind.form.(*hubForm)
+	if !ok || o == nil || !o.Deletion {
+		return s.kind.form.fromStored(rec)
+	}
+	if o.lookedAt != rec {
+		obj, err := form.shared(rec)
+		if err != nil {
+			return nil, err
+		}
+		o.looked, o.lookedAt = obj, rec
+	}
+	return o.looked, nil
 }
 
 // gone hands a deleted object to who deleted it.

@@ -158,7 +158,11 @@ func (s *Storage) Get(ctx context.Context, key string, opts storage.GetOptions, 
 	}
 	rec := s.kind.Table.Get(full)
 	if rec != nil {
-		return s.into(out, rec)
+		obj, err := s.look(ctx, rec)
+		if err != nil {
+			return err
+		}
+		return assign(out, obj)
 	}
 	if opts.IgnoreNotFound {
 		return runtime.SetZeroValue(out)
@@ -220,7 +224,7 @@ func (s *Storage) mayDelete(ctx context.Context, u *subject, preconditions *stor
 	if u.rec == nil {
 		return storage.NewKeyNotFoundError(u.key, 0)
 	}
-	obj, err := s.kind.form.fromStored(u.rec)
+	obj, err := s.look(ctx, u.rec)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/filters"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
+	"k8s.io/apiserver/pkg/warning"
 
 	"knarr/api"
 	"knarr/apiserver/h2"
@@ -40,13 +42,13 @@ type bypass struct {
 	authn, token func(*http.Request) (user.Info, bool)
 	inProcess    func(context.Context) (user.Info, bool)
 	authorizer   authorizer.Authorizer
-	// limited puts a bypassed request under priority and fairness.
-	limited  http.Handler
-	resolver apirequest.RequestInfoResolver
-	flow     *flowControl
-	exempt   *exempting
-	end      *shutdown
-	attempts *authenticationCounts
+	// free answers a bypassed request, limited one that is under priority and fairness.
+	free, limited http.Handler
+	resolver      apirequest.RequestInfoResolver
+	flow          *flowControl
+	exempt        *exempting
+	end           *shutdown
+	attempts      *authenticationCounts
 }
 
 // Header fields by which priority and fairness tells what a request was taken for.
@@ -55,15 +57,22 @@ var (
 	matchedSchema = http.CanonicalHeaderKey(flowcontrolv1.ResponseHeaderMatchedFlowSchemaUID)
 )
 
+// newBypass completes one whose other parts are there.
+func newBypass(f bypass) *bypass {
+	f.resolver = requestInfoResolver()
+	f.free = genericfilters.WithPanicRecovery(http.HandlerFunc(serveBypassed), f.resolver)
+	f.limited = genericfilters.WithPanicRecovery(f.flow.limit(http.HandlerFunc(serveBypassed)), f.resolver)
+	return &f
+}
+
 // ServeHTTP implements http.Handler.
 func (f *bypass) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	inner := f.accept(req)
-	if inner == nil {
+	b := f.accept(w, req)
+	if b == nil {
 		f.next.ServeHTTP(w, req)
 		return
 	}
-	b := &bypassed{all: f, done: true}
-	f.serve(b, w, inner)
+	f.serve(b, w)
 	if b.done {
 		return
 	}
@@ -78,8 +87,8 @@ func (f *bypass) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	f.next.ServeHTTP(w, req)
 }
 
-// accept gives the request as the filters would hand it on; nil when it has to pass them. It reads no body.
-func (f *bypass) accept(req *http.Request) *http.Request {
+// accept gives the request as the filters would hand it on, but for an audit context; nil when it has to pass them. It reads no body.
+func (f *bypass) accept(w http.ResponseWriter, req *http.Request) *bypassed {
 	now := time.Now()
 	if req.ProtoMajor != 2 || f.writer.audited || !f.onlyPlain(req.Header) || mayBeTimed(req.URL.RawQuery) {
 		return nil
@@ -92,16 +101,17 @@ func (f *bypass) accept(req *http.Request) *http.Request {
 	if !ok {
 		return nil
 	}
-	ctx := apirequest.WithReceivedTimestamp(audit.WithAuditContext(req.Context()), now)
-	inner := req.WithContext(apirequest.WithUser(apirequest.WithRequestInfo(ctx, info), u))
-	if !isOfMasters(u) && !f.allowed(inner.Context()) {
+	ctx := apirequest.WithUser(apirequest.WithRequestInfo(apirequest.WithReceivedTimestamp(req.Context(), now), info), u)
+	if !isOfMasters(u) && !f.allowed(ctx) {
 		return nil
 	}
-	if inner.Header["Authorization"] != nil { // nobody behind the filters sees it, as upstream
+	b := &bypassed{all: f, user: u, done: true, warnings: warnings{writer: w}}
+	b.request = req.WithContext(context.WithValue(warning.WithWarningRecorder(ctx, &b.warnings), bypassKey{}, b))
+	if inner := b.request; inner.Header["Authorization"] != nil { // nobody behind the filters sees it, as upstream
 		inner.Header = maps.Clone(inner.Header)
 		delete(inner.Header, "Authorization")
 	}
-	return inner
+	return b
 }
 
 // who gives the user where that is known without asking upstream's authenticators.
@@ -165,35 +175,40 @@ func (f *bypass) onlyPlain(h http.Header) bool {
 	return true
 }
 
+// deadliner is a response writer whose two deadlines can be set at once.
+type deadliner interface{ SetDeadlines(read, write time.Time) }
+
 // serve does what the filters do around a handler.
-func (f *bypass) serve(b *bypassed, w http.ResponseWriter, req *http.Request) {
+func (f *bypass) serve(b *bypassed, w http.ResponseWriter) {
+	req := b.request
 	if req.Method == http.MethodGet {
 		h2.ReserveStack() // for others it is there
 	}
 	h := w.Header()
-	u, _ := apirequest.UserFrom(req.Context())
-	handler := http.Handler(b)
+	handler := f.free
 	calm := f.flow.isCalmRead(req) // and not classified
-	if !calm && !isOfMasters(u) {
+	if !calm && !isOfMasters(b.user) {
 		handler = f.limited
-		req = req.WithContext(context.WithValue(req.Context(), bypassKey{}, b))
 	}
 	if _, inProcess := f.inProcess(req.Context()); !inProcess {
-		if !calm && handler == b && !f.markExempt(h) {
+		if !calm && isOfMasters(b.user) && !f.markExempt(h) {
 			b.done = false
 			return
 		}
-		limits := http.NewResponseController(w)
-		began := time.Now()
-		_ = limits.SetWriteDeadline(began.Add(RequestTimeout + answerGrace))
-		_ = limits.SetReadDeadline(began.Add(RequestTimeout))
+		if d, ok := w.(deadliner); ok {
+			began := time.Now()
+			d.SetDeadlines(began.Add(RequestTimeout), began.Add(RequestTimeout+answerGrace))
+		}
 	}
-	h["Audit-Id"], h["Cache-Control"] = []string{auditID()}, []string{"no-cache, private"}
-	f.attempts.of(u.GetName()).add()
+	h["Audit-Id"], h["Cache-Control"] = []string{auditID()}, notCached
+	f.attempts.of(b.user.GetName()).add()
 	f.end.running.enter()
 	defer f.end.running.leave()
-	genericfilters.WithPanicRecovery(filters.WithWarningRecorder(handler), f.resolver).ServeHTTP(w, req)
+	handler.ServeHTTP(w, req)
 }
+
+// notCached are the values of Cache-Control in answers. Nobody may change them.
+var notCached = []string{"no-cache, private"}
 
 // markExempt says in the answer what priority and fairness would say; false where that is not known.
 func (f *bypass) markExempt(h http.Header) bool {
@@ -207,23 +222,26 @@ func (f *bypass) markExempt(h http.Header) bool {
 // bypassKey is what the context of a request has its bypassed request by, below priority and fairness.
 type bypassKey struct{}
 
-// serveBypassed answers a request that priority and fairness lets in.
+// serveBypassed answers a request that priority and fairness lets in, or has nothing to say about.
 func serveBypassed(w http.ResponseWriter, req *http.Request) {
-	req.Context().Value(bypassKey{}).(*bypassed).ServeHTTP(w, req)
+	req.Context().Value(bypassKey{}).(*bypassed).serve(w, req)
 }
 
-// bypassed is one request on that way, as the innermost handler.
+// bypassed is one request on that way.
 type bypassed struct {
-	all *bypass
+	all     *bypass
+	request *http.Request
+	user    user.Info
 	// done says that the request is answered; false leaves it to the filters.
 	done bool
 	// body is what the filters are to read then, nil for the request's own; late says that it did not come in time.
 	body io.ReadCloser
 	late bool
+	warnings
 }
 
-// ServeHTTP implements http.Handler.
-func (b *bypassed) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+// serve is the innermost handler.
+func (b *bypassed) serve(w http.ResponseWriter, req *http.Request) {
 	level := &b.all.flow.inflight.writes
 	if req.Method == http.MethodGet {
 		level = &b.all.flow.inflight.reads
@@ -244,9 +262,25 @@ func (b *bypassed) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		next = b.all.writer.next
 	}
 	req.Body = io.NopCloser(bytes.NewReader(data))
-	ctx, cancel := context.WithTimeout(req.Context(), RequestTimeout)
+	ctx, cancel := context.WithTimeout(audit.WithAuditContext(req.Context()), RequestTimeout) // upstream's handlers write to an audit context
 	defer cancel()
 	next.ServeHTTP(w, req.WithContext(ctx))
+}
+
+// warnings records those of a request. Most have none: upstream's recorder is made for the first.
+type warnings struct {
+	writer http.ResponseWriter
+	once   sync.Once
+	ctx    context.Context // has upstream's recorder
+}
+
+// AddWarning implements warning.Recorder.
+func (r *warnings) AddWarning(agent, text string) {
+	r.once.Do(func() {
+		keep := http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) { r.ctx = req.Context() })
+		filters.WithWarningRecorder(keep).ServeHTTP(r.writer, &http.Request{})
+	})
+	warning.AddWarning(r.ctx, agent, text)
 }
 
 // exempting finds the identities of the flow schema and the priority level that upstream's classification finds for members of system:masters:

@@ -167,11 +167,6 @@ func appendEnveloped(out []byte, kind schema.GroupVersionKind, message []byte) [
 	return append(append(openEnvelope(out, kind, len(message)), message...), closeEnvelope...)
 }
 
-// inEnvelope gives a whole message in its envelope.
-func inEnvelope(kind schema.GroupVersionKind, message []byte) []byte {
-	return appendEnveloped(make([]byte, 0, envelopeSize(kind, len(message))), kind, message)
-}
-
 // envelopeSize is the size of an envelope around a message of size bytes.
 func envelopeSize(kind schema.GroupVersionKind, size int) int {
 	types := fieldSize(len(kind.GroupVersion().String())) + fieldSize(len(kind.Kind))

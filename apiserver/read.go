@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -167,7 +166,7 @@ func (rd *read) get(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
-	return write(w, req, rd.format.contentType(), slices.Concat(head, body, tail))
+	return write(w, req, rd.format.contentType(), head, body, tail)
 }
 
 // absent says why there is no object: nobody has made it, or nobody could.
@@ -242,20 +241,30 @@ func (rd *read) selection(req *http.Request) (api.Selection, storage.ListOptions
 	}, opts, nil
 }
 
-// write sends a whole answer.
-func write(w http.ResponseWriter, req *http.Request, contentType string, data []byte) error {
+// write sends a whole answer, of parts.
+func write(w http.ResponseWriter, req *http.Request, contentType string, parts ...[]byte) error {
+	size := 0
+	for _, part := range parts {
+		size += len(part)
+	}
 	h := w.Header()
 	h.Set("Content-Type", contentType)
-	out, end, err := compressed(w, req, len(data))
+	out, end, err := compressed(w, req, size)
 	if err != nil {
 		return err
 	}
 	if h.Get("Content-Encoding") == "" {
-		h.Set("Content-Length", strconv.Itoa(len(data)))
+		h.Set("Content-Length", strconv.Itoa(size))
 	}
-	if _, err = out.Write(data); err == nil { // else the client went away: nobody is left to tell
-		end()
+	for _, part := range parts {
+		if len(part) == 0 {
+			continue
+		}
+		if _, err := out.Write(part); err != nil { // the client went away: nobody is left to tell
+			return nil
+		}
 	}
+	end()
 	return nil
 }
 

@@ -127,9 +127,8 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	reads := &reader{registry: c.Registry, custom: s.custom.served, next: soundPatches(writes), metrics: s.reads, zips: pieces.NewCache(zippedBytes),
 		audited: s.auditing.backend != nil}
 	attempts := findAuthenticationCounts()
-	s.handler = &bypass{next: filters.wrap(reads, legacyscheme.Codecs), inner: reads, writer: writes, authn: s.id.byCertificate, token: s.id.byKnownToken,
-		inProcess: c.InProcessUser, authorizer: s.id.authorizer, limited: s.flow.limit(http.HandlerFunc(serveBypassed)),
-		resolver: requestInfoResolver(), exempt: &exempting{registry: c.Registry}, flow: s.flow, end: s.end, attempts: attempts}
+	s.handler = newBypass(bypass{next: filters.wrap(reads, legacyscheme.Codecs), inner: reads, writer: writes, authn: s.id.byCertificate, token: s.id.byKnownToken,
+		inProcess: c.InProcessUser, authorizer: s.id.authorizer, exempt: &exempting{registry: c.Registry}, flow: s.flow, end: s.end, attempts: attempts})
 	fast := &fastReads{reader: reads, authn: s.id.byCertificate, tokens: s.id.tokens, decisions: s.id.decisions, inflight: &s.flow.inflight.reads, attempts: attempts}
 	s.shortcut = fast.serve
 	return s, nil

@@ -2,12 +2,10 @@ package apiserver
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -189,11 +187,11 @@ func (w *writer) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 
 // serve does the write and answers; false leaves both to upstream's handlers.
 func (wr *change) serve(rw http.ResponseWriter, req *http.Request) bool {
-	ctx, cancel := context.WithTimeout(req.Context(), writeTimeout)
-	defer cancel()
+	limit := newDeadlined(req.Context(), time.Now().Add(writeTimeout))
+	defer limit.stop()
 	outcome := &api.Outcome{Kind: wr.kind, Deletion: wr.info.Verb == "delete"}
 	wr.outcome = outcome
-	ctx = api.WithOutcome(apirequest.WithNamespace(ctx, wr.info.Namespace), outcome)
+	ctx := api.WithOutcome(apirequest.WithNamespace(limit, wr.info.Namespace), outcome)
 	var result runtime.Object
 	var err error
 	code := http.StatusOK
@@ -220,20 +218,20 @@ func (wr *change) answer(rw http.ResponseWriter, req *http.Request, code int, ou
 	counted.took(len(wr.body))
 	gv := wr.kind.Stored.GroupVersion()
 	if err == nil {
-		var data []byte
+		var head, body, tail []byte
 		status, isStatus := result.(*metav1.Status)
 		switch {
 		case isStatus:
-			data, err = wr.encodeStatus(status)
+			head, body, tail, err = wr.encodeStatus(status)
 		case outcome.Record != nil:
-			data, err = wr.encode(outcome)
+			head, body, tail, err = wr.encode(outcome)
 		}
-		if err == nil && data == nil {
+		if err == nil && body == nil {
 			responsewriters.WriteObjectNegotiated(wr.scope.Serializer, wr.scope, gv, counted, req, code, result, false)
 			return
 		}
 		if err == nil {
-			err = write(&answering{counted, code}, req, wr.format.contentType(), data)
+			err = write(&answering{counted, code}, req, wr.format.contentType(), head, body, tail)
 		}
 	}
 	if err != nil {
@@ -241,39 +239,35 @@ func (wr *change) answer(rw http.ResponseWriter, req *http.Request, code int, ou
 	}
 }
 
-// encode gives the answer. Protobuf is made of the bytes that were made for the store, where it is not there yet.
-func (wr *change) encode(outcome *api.Outcome) ([]byte, error) {
+// encode gives the answer, in parts. Protobuf is made of the bytes that were made for the store, where it is not there yet.
+func (wr *change) encode(outcome *api.Outcome) (head, body, tail []byte, err error) {
 	f, ok := wr.format.(protoFormat)
 	if !ok {
-		head, body, tail, err := wr.format.parts(nil, outcome.Record, wr.kind.Stored)
-		return slices.Concat(head, body, tail), err
+		return wr.format.parts(nil, outcome.Record, wr.kind.Stored)
 	}
-	body, err := outcome.Record.Encoding(f.name(), func() ([]byte, error) {
+	body, err = outcome.Record.Encoding(f.name(), func() ([]byte, error) {
 		if data := outcome.Message(outcome.Record); data != nil {
 			return data, nil
 		}
 		return f.encode(outcome.Record.Object)
 	})
-	if err != nil {
-		return nil, err
-	}
-	return inEnvelope(wr.kind.Stored, body), nil
+	return openEnvelope(nil, wr.kind.Stored, len(body)), body, closeEnvelope, err
 }
 
-// encodeStatus gives the answer of a deletion; nil in other formats than these two.
-func (wr *change) encodeStatus(status *metav1.Status) ([]byte, error) {
+// encodeStatus gives the answer of a deletion, in parts; nothing in other formats than these two.
+func (wr *change) encodeStatus(status *metav1.Status) (head, body, tail []byte, err error) {
 	kind := metav1.Unversioned.WithKind("Status")
 	switch f := wr.format.(type) {
 	case jsonFormat:
 		named := *status
 		named.SetGroupVersionKind(kind)
-		data, err := f.encode(&named)
-		return append(data, newline...), err
+		body, err = f.encode(&named)
+		tail = newline
 	case protoFormat:
-		body, err := f.encode(status)
-		return inEnvelope(kind, body), err
+		body, err = f.encode(status)
+		head, tail = openEnvelope(nil, kind, len(body)), closeEnvelope
 	}
-	return nil, nil
+	return head, body, tail, err
 }
 
 // answering is a response writer whose status is another than 200.

@@ -193,12 +193,7 @@ func readBody(req *http.Request) ([]byte, error) {
 	if req.Body == nil || req.Body == http.NoBody {
 		return nil, nil
 	}
-	buf := bytes.Buffer{}
-	if n := req.ContentLength; n > 0 && n <= MaxRequestBodyBytes {
-		buf.Grow(int(n) + bytes.MinRead)
-	}
-	_, err := buf.ReadFrom(io.LimitReader(req.Body, MaxRequestBodyBytes+1))
-	data := buf.Bytes()
+	data, err := bodyOf(req)
 	if err == nil && len(data) <= MaxRequestBodyBytes {
 		_ = req.Body.Close()
 		return data, nil
@@ -214,6 +209,26 @@ func readBody(req *http.Request) ([]byte, error) {
 		io.Closer
 	}{rest, req.Body}
 	return nil, err
+}
+
+// whole is a body that gives what it has when that is all.
+type whole interface {
+	TakeWhole() (data []byte, ok bool)
+}
+
+// bodyOf gives the body, or what came of it, and a byte more than the API takes of one that is too long.
+func bodyOf(req *http.Request) ([]byte, error) {
+	if b, ok := req.Body.(whole); ok {
+		if data, ok := b.TakeWhole(); ok {
+			return data, nil
+		}
+	}
+	buf := bytes.Buffer{}
+	if n := req.ContentLength; n > 0 && n <= MaxRequestBodyBytes {
+		buf.Grow(int(n) + bytes.MinRead)
+	}
+	_, err := buf.ReadFrom(io.LimitReader(req.Body, MaxRequestBodyBytes+1))
+	return buf.Bytes(), err
 }
 
 // failed is a body that ended with an error.

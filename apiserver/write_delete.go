@@ -68,14 +68,12 @@ type knownOptions struct {
 
 // mayDelete asks the admission plugins. They get the object itself where none that runs would change it.
 func (wr *change) mayDelete(options *metav1.DeleteOptions) rest.ValidateObjectFunc {
-	static := wr.attributes(nil, nil, wr.info.Name, admission.Delete, options)
 	plugins := wr.writer.admit
-	copying := rest.AdmissionToValidateObjectDeleteFunc(plugins, static, wr.scope)
 	return func(ctx context.Context, old runtime.Object) error {
-		if !plugins.onlyRead(static) {
-			return copying(ctx, old)
-		}
 		attributes := wr.attributes(nil, old, wr.info.Name, admission.Delete, options)
+		if !plugins.onlyRead(attributes) {
+			return rest.AdmissionToValidateObjectDeleteFunc(plugins, attributes, wr.scope)(ctx, old)
+		}
 		if err := plugins.Admit(ctx, attributes, wr.scope); err != nil {
 			return err
 		}

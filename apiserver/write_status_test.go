@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -23,9 +24,9 @@ func TestEncodeStatus(t *testing.T) {
 			before := status.DeepCopy()
 			want, err := runtime.Encode(legacyscheme.Codecs.EncoderForVersion(info.Serializer, schema.GroupVersion{Group: "apps", Version: "v1"}), status.DeepCopy())
 			require.NoError(t, err)
-			got, err := (&change{format: f}).encodeStatus(status)
+			head, body, tail, err := (&change{format: f}).encodeStatus(status)
 			require.NoError(t, err)
-			require.Equal(t, string(want), string(got), f.name())
+			require.Equal(t, string(want), string(slices.Concat(head, body, tail)), f.name())
 			require.Equal(t, before, status)
 		}
 	}

@@ -69,6 +69,23 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// TakeWhole gives what is left of a body that has come completely, without copying it; the bytes are the caller's, and a later read finds the
+// end. False, and nothing is taken, where more may come, the body was broken off, or it is closed.
+func (b *body) TakeWhole() ([]byte, bool) {
+	b.mu.Lock()
+	if b.closed || !errors.Is(b.err, io.EOF) {
+		b.mu.Unlock()
+		return nil, false
+	}
+	data := b.bytes[b.read:]
+	b.bytes, b.read = nil, 0
+	b.mu.Unlock()
+	if len(data) > 0 {
+		b.taken(len(data))
+	}
+	return data, true
+}
+
 // Close implements io.Closer: what was not read is thrown away.
 func (b *body) Close() error {
 	b.mu.Lock()

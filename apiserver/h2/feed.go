@@ -82,8 +82,9 @@ func (w *writer) StopFeed() error {
 	if len(rest) == 0 {
 		return nil
 	}
-	st.setDeadline(&st.writeBy, time.Now().Add(st.stall))
-	defer st.setDeadline(&st.writeBy, time.Time{})
+	stalled, never := time.Now().Add(st.stall), time.Time{}
+	st.setDeadlines(nil, &stalled)
+	defer st.setDeadlines(nil, &never)
 	return c.send(st, nil, rest, false, true)
 }
 

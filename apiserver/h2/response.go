@@ -18,6 +18,16 @@ const bufferBytes = 8 << 10
 // headBytes is more than the header blocks of most answers have.
 const headBytes = 384
 
+// heads are for header blocks until they are sent.
+var heads = sync.Pool{New: func() any { return new([headBytes]byte) }}
+
+// giveHead gives a block back that is not needed any more; one that has grown is left to the collector.
+func giveHead(block []byte) {
+	if cap(block) == headBytes {
+		heads.Put((*[headBytes]byte)(block[:headBytes]))
+	}
+}
+
 // buffers are for the bodies of answers, of bufferBytes each.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, bufferBytes); return &b }}
 
@@ -69,7 +79,7 @@ func (w *writer) WriteHeader(status int) {
 	if w.header.Get("Connection") == "close" {
 		w.stream.conn.goAway(false)
 	}
-	w.block = appendHeader(AppendStatus(make([]byte, 0, headBytes), status), w.header)
+	w.block = appendHeader(AppendStatus(heads.Get().(*[headBytes]byte)[:0], status), w.header)
 }
 
 // bodyAllowed reports whether an answer of this status has a body: RFC 9110, section 6.4.1.
@@ -136,6 +146,7 @@ func (w *writer) drain(end bool) error {
 	if block != nil || len(data) > 0 || end {
 		err = w.stream.conn.send(w.stream, block, data, end, end)
 	}
+	giveHead(block)
 	if w.buffer != nil {
 		*w.buffer = data[:0]
 	}
@@ -222,15 +233,18 @@ func (w *writer) trailers() []byte {
 
 // SetReadDeadline implements what http.ResponseController looks for.
 func (w *writer) SetReadDeadline(at time.Time) error {
-	w.stream.setDeadline(&w.stream.readBy, at)
+	w.stream.setDeadlines(&at, nil)
 	return nil
 }
 
 // SetWriteDeadline implements what http.ResponseController looks for.
 func (w *writer) SetWriteDeadline(at time.Time) error {
-	w.stream.setDeadline(&w.stream.writeBy, at)
+	w.stream.setDeadlines(nil, &at)
 	return nil
 }
+
+// SetDeadlines is SetReadDeadline and SetWriteDeadline in one.
+func (w *writer) SetDeadlines(read, write time.Time) { w.stream.setDeadlines(&read, &write) }
 
 // EnableFullDuplex implements what http.ResponseController looks for: HTTP/2 always is.
 func (w *writer) EnableFullDuplex() error { return nil }

@@ -169,11 +169,17 @@ func (st *stream) expire(now time.Time) {
 	}
 }
 
-// setDeadline puts off or brings forward a deadline of the stream; zero takes it away.
-func (st *stream) setDeadline(which *time.Time, at time.Time) {
+// setDeadlines puts off or brings forward the stream's deadlines; zero takes one away, nil leaves it.
+func (st *stream) setDeadlines(read, write *time.Time) {
 	c := st.conn
 	c.mu.Lock()
-	*which = at
+	if read != nil {
+		st.readBy = *read
+	}
+	if write != nil {
+		st.writeBy = *write
+	}
+	at := st.deadlineLocked()
 	now := !at.IsZero() && !at.After(time.Now())
 	if !at.IsZero() && !now {
 		c.scheduleLocked(at)
