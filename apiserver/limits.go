@@ -110,6 +110,9 @@ func (i *inflight) isBusy() bool {
 	return i.reads.now.Load()+i.writes.now.Load() > int64(runtime.GOMAXPROCS(0))
 }
 
+// Busy reports whether the server has more requests under way than processors. It costs next to nothing.
+func (s *Server) Busy() bool { return s.flow.inflight.isBusy() }
+
 // level is a number and the highest value that it had since the last report.
 type level struct{ now, peak atomic.Int64 }
 

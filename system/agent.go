@@ -73,7 +73,7 @@ func runAgent(ctx context.Context, config cli.AgentConfig, identity *pki.NodeIde
 		g.fail(err)
 	}
 	factory.Start(g.ctx.Done())
-	g.background(func(ctx context.Context) { lighten(ctx, 0) })
+	g.background(func(ctx context.Context) { lighten(ctx, pace{}) })
 	err = g.wait()
 	factory.Shutdown()
 	return errors.Join(err, n.close(ctx))

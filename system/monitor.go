@@ -17,11 +17,11 @@ import (
 const monitorSlack = 200_000
 
 // lighten makes the process take less of the machine's processors and memory than Go programs do, until ctx ends: see relaxMonitor and trimWhenQuiet.
-func lighten(ctx context.Context, workHeap int64) {
+func lighten(ctx context.Context, pace pace) {
 	if err := relaxMonitor(); err != nil {
 		slog.Warn("the runtime's monitor stays busy", "err", err)
 	}
-	trimWhenQuiet(ctx, workHeap)
+	trimWhenQuiet(ctx, pace)
 }
 
 // relaxMonitor gives the runtime's monitor its slack. It needs the right to (CAP_SYS_NICE); without it, nothing changes.

@@ -33,8 +33,9 @@ func workHeap() int64 {
 
 // pace makes the runtime's collector follow the live heap and the work. With no workHeap there is no work. Not safe for concurrent use.
 type pace struct {
-	workHeap  int64 // bytes
-	started   bool  // the start is over
+	workHeap  int64       // bytes
+	busy      func() bool // there is work now; nil: nobody knows
+	started   bool        // the start is over
 	working   bool
 	automatic uint64    // collections that nobody asked for
 	last      time.Time // when there was one
@@ -48,8 +49,8 @@ const (
 	automatic
 )
 
-// follow is called after each collection, with the time, and reports whether it was one that nobody asked for. Where two of those come within rush, work has begun. An operator's own
-// GOGC and GOMEMLIMIT stand.
+// follow is called after each collection, with the time, and reports whether it was one that nobody asked for. Where one of those comes while the process is busy, or two come within rush, work
+// has begun. An operator's own GOGC and GOMEMLIMIT stand.
 //
 // The soft memory limit becomes what the present live heap needs: the runtime then gives back at once what a peak took (a list of all pods, collections that came late on a busy
 // machine), not in the minutes after it. Where the heap grows, so does the limit, with each collection.
@@ -66,7 +67,8 @@ func (p *pace) follow(now time.Time) bool {
 	if n := read[automatic].Value.Uint64(); n != p.automatic {
 		own = true
 		since := now.Sub(p.last)
-		working = p.started && p.workHeap > 0 && (since < rush || p.working && since < quiet) && os.Getenv("GOGC") == ""
+		begun := since < rush || p.working && since < quiet || p.busy != nil && p.busy()
+		working = p.started && p.workHeap > 0 && begun && os.Getenv("GOGC") == ""
 		p.automatic, p.last = n, now
 	}
 	live := int64(read[liveHeap].Value.Uint64())

@@ -89,6 +89,18 @@ func TestPace(t *testing.T) {
 	p.rest()
 	usual()
 
+	busy := true
+	p.busy = func() bool { return busy }
+	require.True(t, next(time.Minute), "one collection of a busy process")
+	busy = false
+	p.rest()
+	require.False(t, next(time.Minute))
+	usual()
+	p.started, busy = false, true
+	require.False(t, next(time.Minute), "a start is no work, how busy it may be")
+	p.rest()
+	busy = false
+
 	p.workHeap = 1 // a large heap has less garbage, not more
 	at = at.Add(time.Minute)
 	next(0)

@@ -337,7 +337,7 @@ func (p *controlPlane) bootstrap(ctx context.Context, g *group) error {
 		return err
 	}
 	p.config.Ready()
-	g.background(func(ctx context.Context) { lighten(ctx, workHeap()) })
+	g.background(func(ctx context.Context) { lighten(ctx, pace{workHeap: workHeap(), busy: p.api.Busy}) })
 	return nil
 }
 

@@ -27,12 +27,11 @@ const dropEvery = 4 * time.Second
 // trimWhenQuiet gives memory back that a process does not need while it is quiet, until ctx ends: after its start, and after each time of
 // work. Freed heap goes back to the system, and so do the pages of the program that were used once; those that are used again come
 // back from the page cache. It wakes up for nothing but garbage collections, and once after them. The program's mappings are not cut before they are let go of for
-// the first time: that is work, and a start has fewer page faults where each maps more. While there is work the heap may have workHeap bytes (pace); 0 is the usual.
-func trimWhenQuiet(ctx context.Context, workHeap int64) {
+// the first time: that is work, and a start has fewer page faults where each maps more. What the heap may have while there is work says the pace.
+func trimWhenQuiet(ctx context.Context, pace pace) {
 	program := sync.OnceValue(pages.Own)
 	collected := make(chan struct{}, 1)
 	onCollection(ctx, collected)
-	pace := pace{workHeap: workHeap}
 	worked := time.NewTimer(quiet)
 	worked.Stop()
 	first, second, last, dropped := time.After(firstTrim), time.After(secondTrim), time.Now(), time.Now()
