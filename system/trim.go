@@ -36,7 +36,7 @@ func trimWhenQuiet(ctx context.Context, pace pace) {
 	worked.Stop()
 	first, second, last, dropped := time.After(firstTrim), time.After(secondTrim), time.Now(), time.Now()
 	for {
-		rested := false
+		rested, again := false, false
 		select {
 		case <-ctx.Done():
 			return
@@ -44,16 +44,17 @@ func trimWhenQuiet(ctx context.Context, pace pace) {
 			rested = true
 		case <-second:
 			rested = time.Since(last) >= quiet
+			again = !rested // what the start sets off late is given back all the same
 		case <-worked.C:
-			if rested = time.Since(last) >= quiet; !rested {
-				worked.Reset(quiet)
-			}
+			rested = time.Since(last) >= quiet
+			again = !rested
 		case <-collected:
 			rested = time.Since(last) >= periodic
 			last = time.Now()
-			if pace.follow(last) && !rested { // the first after a while may be that of a load that begins now
-				worked.Reset(quiet)
-			}
+			again = pace.follow(last) && !rested // the first after a while may be that of a load that begins now
+		}
+		if again {
+			worked.Reset(quiet)
 		}
 		if rested {
 			pace.rest()
