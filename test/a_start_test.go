@@ -3,7 +3,6 @@ package test
 import (
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -58,20 +57,6 @@ func TestAFailedStartLeavesNothing(t *testing.T) {
 		require.ErrorContains(t, err, "knarr-shim is neither beside knarr nor in PATH")
 		check(t)
 	})
-}
-
-// TestACommandCollectsNothing: what packages leave when they are initialized is no reason to collect garbage before a start has begun
-// (a.knarr/early/collect, which has to be initialized before them).
-func TestACommandCollectsNothing(t *testing.T) {
-	traced := func(command string) string {
-		cmd := exec.CommandContext(t.Context(), filepath.Join(programs, "knarr"), command, "--help")
-		cmd.Env = append(os.Environ(), "GODEBUG=gctrace=1")
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, string(out))
-		return string(out)
-	}
-	require.NotContains(t, traced("server"), "gc 1 @")
-	require.Contains(t, traced("kubectl"), "gc 1 @", "the usual pace")
 }
 
 // TestAForegroundServer: as a service manager runs it, with a word when it is ready and an end when it is told.
