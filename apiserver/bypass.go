@@ -175,8 +175,16 @@ func (f *bypass) onlyPlain(h http.Header) bool {
 	return true
 }
 
-// deadliner is a response writer whose two deadlines can be set at once.
-type deadliner interface{ SetDeadlines(read, write time.Time) }
+// setDeadlines bounds how long the client may take to send the request and to take the answer: in one go where the writer can, as package h2's.
+func setDeadlines(w http.ResponseWriter, read, write time.Time) {
+	if both, ok := w.(interface{ SetDeadlines(read, write time.Time) }); ok {
+		both.SetDeadlines(read, write)
+		return
+	}
+	limits := http.NewResponseController(w) // which looks into writers of others around it
+	_ = limits.SetWriteDeadline(write)
+	_ = limits.SetReadDeadline(read)
+}
 
 // serve does what the filters do around a handler.
 func (f *bypass) serve(b *bypassed, w http.ResponseWriter) {
@@ -195,10 +203,8 @@ func (f *bypass) serve(b *bypassed, w http.ResponseWriter) {
 			b.done = false
 			return
 		}
-		if d, ok := w.(deadliner); ok {
-			began := time.Now()
-			d.SetDeadlines(began.Add(RequestTimeout), began.Add(RequestTimeout+answerGrace))
-		}
+		began := time.Now()
+		setDeadlines(w, began.Add(RequestTimeout), began.Add(RequestTimeout+answerGrace))
 	}
 	h["Audit-Id"], h["Cache-Control"] = []string{auditID()}, notCached
 	f.attempts.of(b.user.GetName()).add()

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,4 +81,26 @@ func tryDeadlined(t *testing.T, waits bool, patience time.Duration, cancelParent
 		want = context.Canceled
 	}
 	require.Equal(t, want, lazy.Err(), "somebody has asked for Done: a stop is seen")
+}
+
+// timedWriter is a response writer of others that has deadlines.
+type timedWriter struct {
+	http.ResponseWriter
+	read, write time.Time
+}
+
+func (w *timedWriter) SetReadDeadline(at time.Time) error  { w.read = at; return nil }
+func (w *timedWriter) SetWriteDeadline(at time.Time) error { w.write = at; return nil }
+
+// around is a writer around another.
+type around struct{ http.ResponseWriter }
+
+func (a around) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+func TestDeadlinesOfWrappedWriters(t *testing.T) {
+	var w timedWriter
+	read, write := time.Unix(1, 0), time.Unix(2, 0)
+	setDeadlines(around{&w}, read, write)
+	require.Equal(t, read, w.read)
+	require.Equal(t, write, w.write)
 }

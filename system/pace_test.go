@@ -16,8 +16,8 @@ var kept [][]byte
 // garbage lasts until there is another.
 var garbage []byte
 
-// collect allocates until the heap's growth makes a collection.
-func collect(t *testing.T) {
+// provoke allocates until the heap's growth makes a collection.
+func provoke(t *testing.T) {
 	t.Helper()
 	before := read(automaticCollections)
 	for i := 0; read(automaticCollections) == before; i++ {
@@ -57,7 +57,7 @@ func TestPace(t *testing.T) {
 	p := pace{workHeap: heap}
 	at := time.Now()
 	next := func(after time.Duration) bool {
-		collect(t)
+		provoke(t)
 		at = at.Add(after)
 		require.True(t, p.follow(at), "nobody asked for it")
 		return p.working

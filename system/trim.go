@@ -2,10 +2,11 @@ package system
 
 import (
 	"context"
-	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"a.knarr/early/collect"
 
 	"knarr/node/shim/pages"
 )
@@ -67,12 +68,9 @@ func trimWhenQuiet(ctx context.Context, pace pace) {
 	}
 }
 
-// sentinel is an object that nobody keeps.
-type sentinel struct{ _ *int }
-
-// onCollection tells c of each garbage collection, by an object that each finds unused, until ctx ends; it never waits for a reader.
+// onCollection tells c of each garbage collection, until ctx ends; it never waits for a reader.
 func onCollection(ctx context.Context, c chan<- struct{}) {
-	runtime.AddCleanup(&sentinel{}, func(struct{}) {
+	collect.After(func() {
 		if ctx.Err() != nil {
 			return
 		}
@@ -81,5 +79,5 @@ func onCollection(ctx context.Context, c chan<- struct{}) {
 		case c <- struct{}{}:
 		default:
 		}
-	}, struct{}{})
+	})
 }

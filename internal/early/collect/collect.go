@@ -1,4 +1,4 @@
-// Package collect puts off the garbage collections of a process that starts. It imports next to nothing, so that it comes before all packages
+// Package collect puts off the garbage collections of a process that starts, and tells of collections. It imports next to nothing, so that it comes before all packages
 // that make garbage when they are initialized: see package early.
 package collect
 
@@ -23,7 +23,7 @@ func Starts() bool {
 const startHeap = 32 << 20
 
 // startPercent is the garbage, in percent of the live heap, that the next startCollections-1 collections come with. Live then is less than half of what there is in the
-// end: with the usual 100 the second collection would come with less heap than the first. The price of a start that is a twelfth faster are 3 MB that stay.
+// end: with the usual 100 the second collection would come with less heap than the first. The price of a start that is a tenth faster are 2 MB that stay.
 const startPercent, startCollections = 170, 3
 
 // leastHeap is where the runtime collects first at a GOGC of 100 (see the package runtime), in bytes.
@@ -44,16 +44,16 @@ func later() {
 			return
 		}
 		debug.SetGCPercent(startPercent)
-		afterCollection(next)
+		After(next)
 	}
-	afterCollection(next)
+	After(next)
 }
 
 // sentinel is an object that nobody keeps: the next collection finds it unused.
 type sentinel struct{ _ *int }
 
-// afterCollection calls f once, after the next collection, on another goroutine.
-func afterCollection(f func()) {
+// After calls f once, after the next collection, on another goroutine.
+func After(f func()) {
 	runtime.AddCleanup(&sentinel{}, func(f func()) { f() }, f)
 }
 
