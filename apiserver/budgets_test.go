@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -160,7 +161,10 @@ const steppedWord = "KNARR_STEPPED"
 // steppedWarmUp is how often an operation is done before it is counted: caches are full then.
 const steppedWarmUp = 20
 
-// TestInstructions counts instructions of operations, each once, in a process of their own.
+// steppedTries is how often instructions are counted when an operation has too many: it is one run, in which a map may grow, or memory be asked for.
+const steppedTries = 3
+
+// TestInstructions counts instructions of operations in a process of their own.
 func TestInstructions(t *testing.T) {
 	if os.Getenv(steppedWord) != "" {
 		stepThroughOperations(t)
@@ -169,6 +173,23 @@ func TestInstructions(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute on some machines")
 	}
+	budgets := slices.DeleteFunc(readBudgets(t), func(b budget) bool { return b.instructions == 0 })
+	counts := countInstructions(t)
+	for try := 1; try < steppedTries && slices.ContainsFunc(budgets, func(b budget) bool { return counts[b.name]/1000 > b.instructions }); try++ {
+		for name, n := range countInstructions(t) {
+			counts[name] = min(counts[name], n)
+		}
+	}
+	for _, b := range budgets {
+		got := counts[b.name] / 1000
+		t.Logf("%s: %d of %d thousand instructions", b.name, got, b.instructions)
+		assert.LessOrEqual(t, got, b.instructions, "%s, thousands of instructions: make it cheaper, or its line in %s larger and say why", b.name, budgetsFile)
+		assert.Greater(t, got, b.instructions/2, "%s: the budget is far too large: lower it in %s", b.name, budgetsFile)
+	}
+}
+
+// countInstructions gives the instructions of one run of each operation, by name.
+func countInstructions(t *testing.T) map[string]int {
 	cmd := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
 	cmd.Env = append(os.Environ(), steppedWord+"=1")
 	counts, err := rig.CountInstructions(cmd)
@@ -176,15 +197,7 @@ func TestInstructions(t *testing.T) {
 		t.Skip(err)
 	}
 	require.NoError(t, err)
-	for _, b := range readBudgets(t) {
-		if b.instructions == 0 {
-			continue
-		}
-		got := counts[b.name] / 1000
-		t.Logf("%s: %d of %d thousand instructions", b.name, got, b.instructions)
-		assert.LessOrEqual(t, got, b.instructions, "%s, thousands of instructions: make it cheaper, or its line in %s larger and say why", b.name, budgetsFile)
-		assert.Greater(t, got, b.instructions/2, "%s: the budget is far too large: lower it in %s", b.name, budgetsFile)
-	}
+	return counts
 }
 
 func stepThroughOperations(t *testing.T) {

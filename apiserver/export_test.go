@@ -1,8 +1,19 @@
 package apiserver
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
 	"sync/atomic"
+
+	"github.com/emicklei/go-restful/v3"
+	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"knarr/apiserver/h2"
 )
@@ -57,4 +68,99 @@ func CountCustomLongWays(s *Server) *atomic.Int64 {
 		next.ServeHTTP(w, req)
 	})
 	return &n
+}
+
+// Installed is what is known of a group version's resources when they are served.
+type Installed struct {
+	Document   metav1.APIResourceList
+	Aggregated []apidiscoveryv2.APIResourceDiscovery
+	// Routes are methods and paths, in order.
+	Routes []string
+	// Kinds and Equivalents are by path.
+	Kinds       map[string]schema.GroupVersionKind
+	Equivalents map[string][]schema.GroupVersionResource
+}
+
+// BuiltinVersions gives the built-in group versions as this server installs them, and as upstream's installer does. It fails where a route is not at the resource that its
+// requests are sent to.
+func BuiltinVersions(s *Server) (own, upstream map[schema.GroupVersion]*Installed, err error) {
+	in := newInstaller(s.id, s.admit, s.types)
+	if err := in.installAll(s.groups); err != nil {
+		return nil, nil, err
+	}
+	own, upstream = map[schema.GroupVersion]*Installed{}, map[schema.GroupVersion]*Installed{}
+	kinds := runtime.NewEquivalentResourceRegistry()
+	for gv, v := range in.versions {
+		whole := *v.APIGroupVersion
+		whole.EquivalentResourceRegistry = kinds
+		c := newContainer()
+		aggregated, _, err := whole.InstallREST(c)
+		if err != nil {
+			return nil, nil, err
+		}
+		upstream[gv] = &Installed{Aggregated: aggregated, Routes: routesOf(c.RegisteredWebServices()[0])}
+		if err := upstream[gv].readDocument(http.HandlerFunc(c.Dispatch), v.path()); err != nil {
+			return nil, nil, err
+		}
+		own[gv] = &Installed{Aggregated: v.aggregated}
+		if own[gv].Routes, err = v.allRoutes(); err != nil {
+			return nil, nil, err
+		}
+		if err := own[gv].readDocument(v.handler("", nil), v.path()); err != nil {
+			return nil, nil, err
+		}
+	}
+	for gv, v := range in.versions { // now that all are registered
+		own[gv].readKinds(v, in.equivalents)
+		upstream[gv].readKinds(v, kinds)
+	}
+	return own, upstream, nil
+}
+
+func routesOf(service *restful.WebService) (out []string) {
+	for _, r := range service.Routes() {
+		out = append(out, r.Method+" "+r.Path)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// allRoutes gives the routes of all resources' services, and of the document's.
+func (v *version) allRoutes() ([]string, error) {
+	root := " " + v.path() + "/"
+	out := []string{http.MethodGet + root}
+	for resource := range v.routes {
+		service, err := v.serviceOf(resource)
+		if err != nil {
+			return nil, err
+		}
+		for _, route := range routesOf(service) {
+			_, below, _ := strings.Cut(route, root)
+			if below == "" {
+				continue // the document, which is in each
+			}
+			if at := resourceAt(below); at != resource {
+				return nil, fmt.Errorf("%s is a route of %s, its requests go to %s", route, resource, at)
+			}
+			out = append(out, route)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+func (i *Installed) readDocument(from http.Handler, path string) error {
+	w := httptest.NewRecorder()
+	from.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return json.Unmarshal(w.Body.Bytes(), &i.Document)
+}
+
+func (i *Installed) readKinds(v *version, from runtime.EquivalentResourceRegistry) {
+	i.Kinds, i.Equivalents = map[string]schema.GroupVersionKind{}, map[string][]schema.GroupVersionResource{}
+	for path := range v.Storage {
+		resource, subresource, _ := strings.Cut(path, "/")
+		i.Kinds[path] = from.KindFor(v.GroupVersion.WithResource(resource), subresource)
+		i.Equivalents[path] = from.EquivalentResourcesFor(v.GroupVersion.WithResource(resource), subresource)
+		slices.SortFunc(i.Equivalents[path], func(a, b schema.GroupVersionResource) int { return strings.Compare(a.String(), b.String()) })
+	}
 }

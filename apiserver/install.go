@@ -4,13 +4,9 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"reflect"
-	goruntime "runtime"
 	"slices"
-	"unsafe"
 
 	"github.com/emicklei/go-restful/v3"
-	"golang.org/x/sync/errgroup"
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,30 +18,21 @@ import (
 	genericapi "k8s.io/apiserver/pkg/endpoints"
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"knarr/api"
 )
 
-// installer puts groups of REST storage behind upstream's handlers, one go-restful web service per group version.
+// installer describes groups of REST storage to clients, and puts upstream's handlers before it.
 type installer struct {
-	container   *restful.Container
 	discovery   *discoveries
 	equivalents runtime.EquivalentResourceRegistry
 	admit       admission.Interface
 	authorizer  authorizer.Authorizer
 	schemas     schemas
-	services    map[schema.GroupVersion]describe
-}
-
-// describe makes the web service of a group version anew, with the documentation of its routes, which the one that serves has lost.
-type describe func() (*restful.WebService, error)
-
-func newContainer() *restful.Container {
-	c := restful.NewContainer()
-	c.ServeMux = http.NewServeMux()
-	c.Router(restful.CurlyRouter{})
-	c.DoNotRecover(true)
-	return c
+	versions    map[schema.GroupVersion]*version
+	// groups serve the documents that list the versions of a named group.
+	groups map[string]http.Handler
 }
 
 // group is a group of REST storage and where it is to be served.
@@ -55,71 +42,48 @@ type group struct {
 	types  managedfields.TypeConverter
 }
 
-// version is what serves a version of a group.
-type version struct {
-	gv        schema.GroupVersion
-	service   *restful.WebService
-	describe  describe
-	resources []apidiscoveryv2.APIResourceDiscovery
-}
-
-// installAll serves all groups. They are made side by side, which is a sixth of a start, and added in order.
+// installAll serves all groups.
 func (in *installer) installAll(groups *api.Groups) error {
 	all := []group{{groups.Core, "/api", in.schemas.builtin}, {groups.Aggregation, "/apis", in.schemas.extension}, {groups.Extensions, "/apis", in.schemas.extension}}
 	for _, named := range groups.Named {
 		all = append(all, group{named, "/apis", in.schemas.builtin})
 	}
-	versions := make([][]version, len(all))
-	var g errgroup.Group
-	g.SetLimit(goruntime.GOMAXPROCS(0))
 	for i := range all {
-		g.Go(func() (err error) {
-			versions[i], err = in.makeGroup(&all[i])
+		if err := in.install(&all[i]); err != nil {
 			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	for i := range all {
-		in.add(&all[i], versions[i])
+		}
 	}
 	in.discovery.setPriorities()
 	return nil
 }
 
-// makeGroup makes every version of a group, in their order, as equivalent resources of a group are known by that.
-func (in *installer) makeGroup(g *group) ([]version, error) {
-	var out []version
+// install serves every version of a group, in their order, as equivalent resources of a group are known by that.
+func (in *installer) install(g *group) error {
+	var served []metav1.GroupVersionForDiscovery
 	for _, gv := range g.PrioritizedVersions {
 		if len(g.VersionedResourcesStorageMap[gv.Version]) == 0 {
 			continue
 		}
 		v, err := in.makeVersion(g, gv)
 		if err != nil {
-			return nil, fmt.Errorf("install %s: %w", gv, err)
+			return fmt.Errorf("install %s: %w", gv, err)
 		}
-		out = append(out, v)
-	}
-	return out, nil
-}
-
-// add serves the versions of a group.
-func (in *installer) add(g *group, versions []version) {
-	var served []metav1.GroupVersionForDiscovery
-	for _, v := range versions {
-		in.container.Add(v.service)
-		in.services[v.gv] = v.describe
-		in.discovery.addVersion(g.prefix, v.gv, v.resources)
-		served = append(served, metav1.GroupVersionForDiscovery{GroupVersion: v.gv.String(), Version: v.gv.Version})
+		in.versions[gv] = v
+		in.discovery.addVersion(g.prefix, gv, v.aggregated)
+		served = append(served, metav1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: gv.Version})
 	}
 	if g.prefix == "/apis" && len(served) > 0 {
-		in.discovery.addGroup(metav1.APIGroup{Name: g.PrioritizedVersions[0].Group, Versions: served, PreferredVersion: served[0]})
+		known := metav1.APIGroup{Name: g.PrioritizedVersions[0].Group, Versions: served, PreferredVersion: served[0]}
+		in.discovery.root.AddGroup(known)
+		in.groups[known.Name] = onDemand(func() (*restful.WebService, error) {
+			return discovery.NewAPIGroupHandler(legacyscheme.Codecs, known).WebService(), nil
+		})
 	}
+	return nil
 }
 
-func (in *installer) makeVersion(info *group, gv schema.GroupVersion) (version, error) {
-	v := &genericapi.APIGroupVersion{
+func (in *installer) makeVersion(info *group, gv schema.GroupVersion) (*version, error) {
+	return newVersion(&genericapi.APIGroupVersion{
 		Storage:                     info.VersionedResourcesStorageMap[gv.Version],
 		Root:                        info.prefix,
 		GroupVersion:                gv,
@@ -141,57 +105,7 @@ func (in *installer) makeVersion(info *group, gv schema.GroupVersion) (version, 
 		Admit:                       in.admit,
 		MinRequestTimeout:           MinWatchTimeout,
 		MaxRequestBodyBytes:         MaxRequestBodyBytes,
-	}
-	service, resources, err := webService(v)
-	if err != nil {
-		return version{}, err
-	}
-	drop(service, documentation)
-	again := func() (*restful.WebService, error) {
-		again := *v
-		again.EquivalentResourceRegistry = runtime.NewEquivalentResourceRegistry() // the server's knows these resources
-		service, _, err := webService(&again)
-		return service, err
-	}
-	return version{gv, service, again, resources}, nil
-}
-
-// webService makes the web service of a group version, without regular expressions.
-func webService(v *genericapi.APIGroupVersion) (*restful.WebService, []apidiscoveryv2.APIResourceDiscovery, error) {
-	to := newContainer()
-	resources, _, err := v.InstallREST(to)
-	if err != nil {
-		return nil, nil, err
-	}
-	service := to.RegisteredWebServices()[0]
-	drop(service, expressions)
-	return service, resources, nil
-}
-
-// Fields of a route that a server does not need.
-var (
-	// expressions are the regular expressions of routes, 5 MB in all, which go-restful compiles for a router that is not ours: CurlyRouter matches by the parts of a path.
-	expressions = []string{"pathExpr"}
-	// documentation is what OpenAPI documents are made of, a seventh of all objects that an idle server has.
-	documentation = []string{"Doc", "Notes", "Operation", "ParameterDocs", "ResponseErrors", "DefaultResponse", "ReadSample", "WriteSample", "WriteSamples", "Metadata"}
-)
-
-// drop frees fields of a web service's routes, and counts them. Where the library keeps them elsewhere nothing happens; a test tells.
-func drop(service *restful.WebService, fields []string) (dropped int) {
-	routes := reflect.ValueOf(service).Elem().FieldByName("routes")
-	if routes.Kind() != reflect.Slice {
-		return 0
-	}
-	for i := range routes.Len() {
-		for _, name := range fields {
-			if f := routes.Index(i).FieldByName(name); f.IsValid() {
-				// The routes are the library's own, hence the detour.
-				reflect.NewAt(f.Type(), unsafe.Pointer(f.UnsafeAddr())).Elem().SetZero()
-				dropped++
-			}
-		}
-	}
-	return dropped
+	})
 }
 
 // servedVersions lists, by resource, the group versions that serve it; webhooks match equivalent resources by it.
@@ -211,11 +125,9 @@ func servedVersions(info *genericapiserver.APIGroupInfo) map[string][]string {
 
 // discoveries is what clients learn of the API: the old documents per group and version, and the aggregated ones.
 type discoveries struct {
-	root       discovery.GroupManager
-	named      resourceManager
-	legacy     resourceManager
-	container  *restful.Container
-	serializer runtime.NegotiatedSerializer
+	root   discovery.GroupManager
+	named  resourceManager
+	legacy resourceManager
 }
 
 func (d *discoveries) addVersion(prefix string, gv schema.GroupVersion, resources []apidiscoveryv2.APIResourceDiscovery) {
@@ -228,9 +140,4 @@ func (d *discoveries) addVersion(prefix string, gv schema.GroupVersion, resource
 		Version:   gv.Version,
 		Resources: resources,
 	})
-}
-
-func (d *discoveries) addGroup(group metav1.APIGroup) {
-	d.root.AddGroup(group)
-	d.container.Add(discovery.NewAPIGroupHandler(d.serializer, group).WebService())
 }

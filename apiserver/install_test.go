@@ -18,8 +18,7 @@ func TestDrop(t *testing.T) {
 			_, _ = resp.Write([]byte(req.PathParameter("name") + " " + req.PathParameter("path")))
 		}))
 	}
-	require.Equal(t, 2*len(expressions), drop(service, expressions), "the library keeps them elsewhere")
-	require.Equal(t, 2*len(documentation), drop(service, documentation), "the library keeps them elsewhere")
+	require.Equal(t, 2*len(unused), drop(service, unused), "the library keeps them elsewhere")
 	container := newContainer()
 	container.Add(service)
 	for _, test := range []struct {
@@ -28,12 +27,12 @@ func TestDrop(t *testing.T) {
 	}{
 		{http.MethodGet, "/api/v1/pods/a/b/c", "a b/c", http.StatusOK},
 		{http.MethodPut, "/api/v1/pods/a/b", "a b", http.StatusOK},
-		{http.MethodPost, "/api/v1/pods/a/b", "405: Method Not Allowed", http.StatusMethodNotAllowed},
-		{http.MethodGet, "/api/v1/nodes/a/b", "404: Page Not Found", http.StatusNotFound},
+		{http.MethodPost, "/api/v1/pods/a/b", `"reason":"MethodNotAllowed"`, http.StatusMethodNotAllowed},
+		{http.MethodGet, "/api/v1/nodes/a/b", `"reason":"NotFound"`, http.StatusNotFound},
 	} {
 		w := httptest.NewRecorder()
 		container.Dispatch(w, httptest.NewRequest(test.method, test.path, nil))
 		require.Equal(t, test.code, w.Code, test)
-		require.Equal(t, test.answer, w.Body.String(), test)
+		require.Contains(t, w.Body.String(), test.answer, test)
 	}
 }

@@ -5,9 +5,11 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -44,14 +46,15 @@ type metricsPage struct {
 	inflight *inflight
 	reads    *readMetrics
 	admit    *plugins
+	attempts *authenticationCounts
 	own      metrics.KubeRegistry
 	counts   *metrics.GaugeVec
 	objects  *metrics.GaugeVec
 	pages    http.Handler
 }
 
-func newMetricsPage(registry *api.Registry, inflight *inflight, reads *readMetrics, admit *plugins) *metricsPage {
-	p := &metricsPage{registry: registry, inflight: inflight, reads: reads, admit: admit, own: metrics.NewKubeRegistry()}
+func newMetricsPage(registry *api.Registry, inflight *inflight, reads *readMetrics, admit *plugins, attempts *authenticationCounts) *metricsPage {
+	p := &metricsPage{registry: registry, inflight: inflight, reads: reads, admit: admit, attempts: attempts, own: metrics.NewKubeRegistry()}
 	p.counts = metrics.NewGaugeVec(&metrics.GaugeOpts{
 		Name: "apiserver_storage_objects", StabilityLevel: metrics.STABLE,
 		Help: "[DEPRECATED, consider using apiserver_resource_objects instead] Number of stored objects at the time of last check split by kind. In case of a fetching error, the value will be -1.",
@@ -71,6 +74,7 @@ func (p *metricsPage) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		legacyregistry.Reset()
 		p.reads.forget()
 		p.admit.forget()
+		p.attempts.forget()
 		_, _ = io.WriteString(w, "metrics reset\n")
 		return
 	}
@@ -333,53 +337,88 @@ func (m *readMetrics) count(kind *api.Kind, info *apirequest.RequestInfo, self b
 	done.done()
 }
 
-// authenticationCounts are upstream's series of who was authenticated and authorized, which its filters keep to themselves.
+// authenticationCounts are upstream's series of who was authenticated and authorized, which its filters keep to themselves. Nil counts nothing.
 type authenticationCounts struct {
-	users             *metrics.CounterVec
-	attempts, allowed metrics.CounterMetric
+	users, attempts, allowed *metrics.CounterVec
+	byLabel                  map[string]*peerCounts // of all labels
 }
 
-// peerCounts are the children of one user. Nil counts nothing.
-type peerCounts struct{ user, attempts, allowed metrics.CounterMetric }
+// peerCounts counts the requests of users of one label. Nil counts nothing.
+type peerCounts struct {
+	of    *authenticationCounts
+	label string
+	known atomic.Pointer[peerChildren] // nil before the first request, and when the series were set back
+}
+
+// peerChildren are looked up once.
+type peerChildren struct{ user, attempts, allowed metrics.CounterMetric }
 
 // findAuthenticationCounts gives nil where this version of upstream's package has other series than we know; a test tells.
 func findAuthenticationCounts() *authenticationCounts {
 	vector := func(name, help, label string) *metrics.CounterVec {
 		return registered(metrics.NewCounterVec(&metrics.CounterOpts{Name: name, Help: help, StabilityLevel: metrics.ALPHA}, []string{label}))
 	}
-	users := vector("authenticated_user_requests", "Counter of authenticated requests broken out by username.", "username")
-	attempts := vector("authentication_attempts", "Counter of authenticated attempts.", "result")
-	allowed := vector("authorization_attempts_total",
-		"Counter of authorization attempts broken down by result. It can be either 'allowed', 'denied', 'no-opinion' or 'error'.", "result")
-	if users == nil || attempts == nil || allowed == nil {
+	c := &authenticationCounts{
+		users:    vector("authenticated_user_requests", "Counter of authenticated requests broken out by username.", "username"),
+		attempts: vector("authentication_attempts", "Counter of authenticated attempts.", "result"),
+		allowed: vector("authorization_attempts_total",
+			"Counter of authorization attempts broken down by result. It can be either 'allowed', 'denied', 'no-opinion' or 'error'.", "result"),
+		byLabel: map[string]*peerCounts{},
+	}
+	if c.users == nil || c.attempts == nil || c.allowed == nil {
 		return nil
 	}
-	return &authenticationCounts{users: users, attempts: attempts.WithLabelValues("success"), allowed: allowed.WithLabelValues("allowed")}
+	for _, label := range append([]string{labelEmail, labelOther}, namedUsers...) {
+		c.byLabel[label] = &peerCounts{of: c, label: label}
+	}
+	return c
 }
 
-// of gives the children of a user.
+// of gives what counts the requests of a user.
 func (c *authenticationCounts) of(name string) *peerCounts {
 	if c == nil {
 		return nil
 	}
-	return &peerCounts{user: c.users.WithLabelValues(userLabel(name)), attempts: c.attempts, allowed: c.allowed}
+	return c.byLabel[userLabel(name)]
+}
+
+// forget lets children be looked up again, when the series were set back.
+func (c *authenticationCounts) forget() {
+	if c == nil {
+		return
+	}
+	for _, p := range c.byLabel {
+		p.known.Store(nil)
+	}
 }
 
 func (p *peerCounts) add() {
-	if p != nil {
-		p.user.Inc()
-		p.attempts.Inc()
-		p.allowed.Inc()
+	if p == nil {
+		return
 	}
+	children := p.known.Load()
+	if children == nil {
+		children = &peerChildren{p.of.users.WithLabelValues(p.label), p.of.attempts.WithLabelValues("success"), p.of.allowed.WithLabelValues("allowed")}
+		p.known.Store(children)
+	}
+	children.user.Inc()
+	children.attempts.Inc()
+	children.allowed.Inc()
 }
 
-// userLabel is how upstream groups users, of whom there may be any number.
+// Labels of users, who may be any number.
+const labelEmail, labelOther = "email_id", "other"
+
+// namedUsers are those that upstream counts by their names.
+var namedUsers = []string{"admin", "client", "kube_proxy", "kubelet", "system:serviceaccount:kube-system:default"}
+
+// userLabel is how upstream groups users.
 func userLabel(name string) string {
 	switch {
-	case name == "admin", name == "client", name == "kube_proxy", name == "kubelet", name == "system:serviceaccount:kube-system:default":
+	case slices.Contains(namedUsers, name):
 		return name
 	case strings.Contains(name, "@"):
-		return "email_id"
+		return labelEmail
 	}
-	return "other"
+	return labelOther
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -92,7 +91,7 @@ func firstProtoType(accept string) string {
 // openAPI serves /openapi/v2 and /openapi/v3. Nothing is built before it is asked for: a server that no kubectl visits
 // never pays for it.
 type openAPI struct {
-	services    map[schema.GroupVersion]describe
+	builtin     map[schema.GroupVersion]*version
 	definitions func() []*apiextensionsv1.CustomResourceDefinition
 
 	mu       sync.Mutex
@@ -121,7 +120,7 @@ func (o *openAPI) refresh() []*apiextensionsv1.CustomResourceDefinition {
 		o.crdKey, o.v2 = key.String(), nil
 		kept := map[schema.GroupVersion]*document{}
 		for gv, doc := range o.versions {
-			if o.services[gv] != nil {
+			if o.builtin[gv] != nil {
 				kept[gv] = doc
 			}
 		}
@@ -171,7 +170,7 @@ func (o *openAPI) serveRoot(w http.ResponseWriter, _ *http.Request) {
 		hash := strings.ToUpper(hex.EncodeToString(sum[:]))
 		paths[pathOf(gv)] = address{"/openapi/v3/" + pathOf(gv) + "?hash=" + url.QueryEscape(hash)}
 	}
-	for gv := range o.services {
+	for gv := range o.builtin {
 		add(gv, effectiveVersion().Info().GitVersion)
 	}
 	for gv := range crds {
@@ -206,19 +205,19 @@ func (o *openAPI) version(gv schema.GroupVersion) *document {
 	if doc := o.versions[gv]; doc != nil {
 		return doc
 	}
-	service := o.services[gv]
-	if service == nil && crds == nil {
+	builtin := o.builtin[gv]
+	if builtin == nil && crds == nil {
 		return nil
 	}
-	doc := &document{proto: handler3.ToV3ProtoBinary, build: func() ([]byte, error) { return buildV3(service, crds, gv) }}
+	doc := &document{proto: handler3.ToV3ProtoBinary, build: func() ([]byte, error) { return buildV3(builtin, crds, gv) }}
 	o.versions[gv] = doc
 	return doc
 }
 
-func buildV3(anew describe, crds []*apiextensionsv1.CustomResourceDefinition, gv schema.GroupVersion) ([]byte, error) {
+func buildV3(builtin *version, crds []*apiextensionsv1.CustomResourceDefinition, gv schema.GroupVersion) ([]byte, error) {
 	var specs []*spec3.OpenAPI
-	if anew != nil {
-		service, err := anew()
+	if builtin != nil {
+		service, err := builtin.documented()
 		if err != nil {
 			return nil, err
 		}
@@ -260,9 +259,9 @@ func (o *openAPI) buildV2(crds []*apiextensionsv1.CustomResourceDefinition) ([]b
 	config := genericapiserver.DefaultOpenAPIConfig(getDefinitions, newNamer())
 	config.Info.Title = "Kubernetes"
 	config.Info.Version = effectiveVersion().Info().GitVersion
-	services := make([]*restful.WebService, 0, len(o.services))
-	for anew := range maps.Values(o.services) {
-		service, err := anew()
+	services := make([]*restful.WebService, 0, len(o.builtin))
+	for _, v := range o.builtin {
+		service, err := v.documented()
 		if err != nil {
 			return nil, err
 		}

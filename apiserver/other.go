@@ -16,7 +16,6 @@ import (
 	"k8s.io/apiserver/pkg/util/proxy"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 
-	"github.com/emicklei/go-restful/v3"
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	discoveryendpoint "k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
@@ -28,14 +27,10 @@ import (
 // newRouter joins the parts below the filters.
 func (s *Server) newRouter(in *installer) *router {
 	core := discovery.NewLegacyRootAPIHandler(discovery.DefaultAddresses{}, legacyscheme.Codecs, "/api")
-	groups := map[string]bool{}
-	for gv := range in.services {
-		groups[gv.Group] = true
-	}
 	return &router{
-		container:  in.container,
-		builtin:    in.services,
-		groups:     groups,
+		builtin:    in.versions,
+		groups:     in.groups,
+		missing:    restfulHandler(),
 		coreRoot:   discoveryendpoint.WrapAggregatedDiscoveryToHandler(restfulHandler(core.WebService()), in.discovery.legacy, in.discovery.legacy),
 		namedRoot:  discoveryendpoint.WrapAggregatedDiscoveryToHandler(in.discovery.root, in.discovery.named, in.discovery.named),
 		custom:     s.custom,
@@ -44,24 +39,17 @@ func (s *Server) newRouter(in *installer) *router {
 	}
 }
 
-// restfulHandler serves one web service by itself.
-func restfulHandler(ws *restful.WebService) http.Handler {
-	c := newContainer()
-	c.Add(ws)
-	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { c.Dispatch(w, req) })
-}
-
 // newOther serves what is no API group.
 func (s *Server) newOther(in *installer) http.Handler {
 	m := mux.NewPathRecorderMux(serverID)
 	m.NotFoundHandler(http.NotFoundHandler())
 	s.installHealth(m)
-	docs := &openAPI{services: in.services, definitions: s.custom.lister}
+	docs := &openAPI{builtin: in.versions, definitions: s.custom.lister}
 	m.HandleFunc("/openapi/v2", docs.serveV2)
 	m.HandleFunc("/openapi/v3", docs.serveRoot)
 	m.HandlePrefix("/openapi/v3/", http.HandlerFunc(docs.serveVersion))
 	m.HandleFunc("/version", serveVersion)
-	m.Handle("/metrics", newMetricsPage(s.config.Registry, s.flow.inflight, s.reads, s.admit))
+	m.Handle("/metrics", newMetricsPage(s.config.Registry, s.flow.inflight, s.reads, s.admit, s.attempts))
 	installProfiles(m, s.config.options())
 	s.installIssuer(m)
 	for path, h := range s.config.Extra {

@@ -6,18 +6,18 @@ import (
 
 	"github.com/emicklei/go-restful/v3"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
 )
 
 // router sends an authorized request to the part that serves its path.
 type router struct {
-	container *restful.Container
-	// builtin are the group versions in container.
-	builtin map[schema.GroupVersion]describe
-	// groups are the names of the built-in groups.
-	groups map[string]bool
+	builtin map[schema.GroupVersion]*version
+	// groups answer the paths of built-in groups without a version, by the group's name.
+	groups map[string]http.Handler
+	// missing answers what is below no route.
+	missing http.Handler
 	// coreRoot and namedRoot answer /api and /apis.
 	coreRoot, namedRoot http.Handler
 	custom              *customResources
@@ -34,7 +34,8 @@ func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	case path == "/apis":
 		r.namedRoot.ServeHTTP(w, req)
 	case strings.HasPrefix(path, "/api/"):
-		r.container.Dispatch(w, req)
+		version, below, _ := strings.Cut(path[len("/api/"):], "/")
+		r.serveBuiltin(w, req, schema.GroupVersion{Version: version}, below)
 	case strings.HasPrefix(path, "/apis/"):
 		r.serveGroup(w, req, path[len("/apis/"):])
 	default:
@@ -51,8 +52,10 @@ func (r *router) serveGroup(w http.ResponseWriter, req *http.Request, path strin
 		return
 	}
 	switch {
-	case r.builtin[gv] != nil || !deep && r.groups[group]:
-		r.container.Dispatch(w, req)
+	case r.builtin[gv] != nil:
+		r.serveBuiltin(w, req, gv, below)
+	case !deep && r.groups[group] != nil:
+		r.groups[group].ServeHTTP(w, req)
 	case below == "" && r.custom.serveDiscovery(w, req, gv):
 	case below == "" && !deep && r.aggregator.serveGroup(w, req, group):
 	case below == "":
@@ -62,10 +65,35 @@ func (r *router) serveGroup(w http.ResponseWriter, req *http.Request, path strin
 	}
 }
 
-// containerError answers what go-restful itself refuses (no such route, method or content type) as a Status.
-func containerError(codecs runtime.NegotiatedSerializer) restful.ServiceErrorHandleFunction {
-	return func(e restful.ServiceError, req *restful.Request, resp *restful.Response) {
-		err := apierrors.NewGenericServerResponse(e.Code, "", schema.GroupResource{}, "", e.Message, 0, false)
-		responsewriters.ErrorNegotiated(err, codecs, schema.GroupVersion{}, resp, req.Request)
+// serveBuiltin serves what is below a built-in group version.
+func (r *router) serveBuiltin(w http.ResponseWriter, req *http.Request, gv schema.GroupVersion, below string) {
+	handler := r.missing
+	if v := r.builtin[gv]; v != nil {
+		handler = v.handler(below, r.missing)
 	}
+	handler.ServeHTTP(w, req)
+}
+
+// restfulHandler serves web services by themselves.
+func restfulHandler(services ...*restful.WebService) http.Handler {
+	c := newContainer()
+	for _, ws := range services {
+		c.Add(ws)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { c.Dispatch(w, req) })
+}
+
+func newContainer() *restful.Container {
+	c := restful.NewContainer()
+	c.ServeMux = http.NewServeMux()
+	c.Router(restful.CurlyRouter{})
+	c.DoNotRecover(true)
+	c.ServiceErrorHandler(containerError)
+	return c
+}
+
+// containerError answers what go-restful itself refuses (no such route, method or content type) as a Status.
+func containerError(e restful.ServiceError, req *restful.Request, resp *restful.Response) {
+	err := apierrors.NewGenericServerResponse(e.Code, "", schema.GroupResource{}, "", e.Message, 0, false)
+	responsewriters.ErrorNegotiated(err, legacyscheme.Codecs, schema.GroupVersion{}, resp, req.Request)
 }

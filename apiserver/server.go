@@ -69,6 +69,7 @@ type Server struct {
 	auditing   auditing
 	reads      *readMetrics
 	admit      *plugins
+	attempts   *authenticationCounts
 	types      schemas
 	// shortcut answers what needs no filter; see fastReads.
 	shortcut func(*h2.Exchange) bool
@@ -91,7 +92,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	}
 	limitPatches()
 	registerMetrics()
-	s := &Server{config: c, client: client, reads: newReadMetrics(), hooks: newHooks(), end: newShutdown(), types: prepareSchemas()}
+	s := &Server{config: c, client: client, reads: newReadMetrics(), attempts: findAuthenticationCounts(), hooks: newHooks(), end: newShutdown(), types: prepareSchemas()}
 	s.flow = &flowControl{
 		registry: c.Registry, inflight: &inflight{},
 		upstream: utilflowcontrol.New(c.Informers, client.FlowcontrolV1(), MaxReadsInFlight+MaxWritesInFlight),
@@ -126,10 +127,9 @@ func New(ctx context.Context, config Config) (*Server, error) {
 	}
 	reads := &reader{registry: c.Registry, custom: s.custom.served, next: soundPatches(writes), metrics: s.reads, zips: pieces.NewCache(zippedBytes),
 		audited: s.auditing.backend != nil}
-	attempts := findAuthenticationCounts()
 	s.handler = newBypass(bypass{next: filters.wrap(reads, legacyscheme.Codecs), inner: reads, writer: writes, authn: s.id.byCertificate, token: s.id.byKnownToken,
-		inProcess: c.InProcessUser, authorizer: s.id.authorizer, exempt: &exempting{registry: c.Registry}, flow: s.flow, end: s.end, attempts: attempts})
-	fast := &fastReads{reader: reads, authn: s.id.byCertificate, tokens: s.id.tokens, decisions: s.id.decisions, inflight: &s.flow.inflight.reads, attempts: attempts}
+		inProcess: c.InProcessUser, authorizer: s.id.authorizer, exempt: &exempting{registry: c.Registry}, flow: s.flow, end: s.end, attempts: s.attempts})
+	fast := &fastReads{reader: reads, authn: s.id.byCertificate, tokens: s.id.tokens, decisions: s.id.decisions, inflight: &s.flow.inflight.reads, attempts: s.attempts}
 	s.shortcut = fast.serve
 	return s, nil
 }
@@ -162,7 +162,7 @@ func (s *Server) extend(in *installer, services webhook.ServiceResolver, webhook
 		return fmt.Errorf("make the aggregator: %w", err)
 	}
 	s.custom.served.elsewhere = s.aggregator.isRemote
-	for gv := range in.services {
+	for gv := range in.versions {
 		s.aggregator.builtin[gv] = true
 	}
 	s.aggregator.customList = func() map[schema.GroupVersion]bool {
@@ -176,21 +176,17 @@ func (s *Server) extend(in *installer, services webhook.ServiceResolver, webhook
 }
 
 func newInstaller(id *identity, admit admission.Interface, types schemas) *installer {
-	container := newContainer()
-	container.ServiceErrorHandler(containerError(legacyscheme.Codecs))
 	return &installer{
-		container:   container,
 		equivalents: runtime.NewEquivalentResourceRegistry(),
 		admit:       admit,
 		authorizer:  id.authorizer,
 		schemas:     types,
-		services:    map[schema.GroupVersion]describe{},
+		versions:    map[schema.GroupVersion]*version{},
+		groups:      map[string]http.Handler{},
 		discovery: &discoveries{
-			root:       discovery.NewRootAPIsHandler(discovery.DefaultAddresses{}, legacyscheme.Codecs),
-			named:      aggregated.NewResourceManager("apis"),
-			legacy:     aggregated.NewResourceManager("api"),
-			container:  container,
-			serializer: legacyscheme.Codecs,
+			root:   discovery.NewRootAPIsHandler(discovery.DefaultAddresses{}, legacyscheme.Codecs),
+			named:  aggregated.NewResourceManager("apis"),
+			legacy: aggregated.NewResourceManager("api"),
 		},
 	}
 }

@@ -33,38 +33,65 @@ func trimWhenQuiet(ctx context.Context, pace pace) {
 	program := sync.OnceValue(pages.Own)
 	collected := make(chan struct{}, 1)
 	onCollection(ctx, collected)
-	worked := time.NewTimer(quiet)
-	worked.Stop()
-	first, second, last, dropped := time.After(firstTrim), time.After(secondTrim), time.Now(), time.Now()
-	for {
-		rested, again := false, false
+	now := time.Now()
+	trims, dropped := newTrims(now), now
+	for timer := time.NewTimer(firstTrim); ; timer.Reset(trims.next.Sub(now)) {
+		quiet := false
 		select {
 		case <-ctx.Done():
 			return
-		case <-first:
-			rested = true
-		case <-second:
-			rested = time.Since(last) >= quiet
-			again = !rested // what the start sets off late is given back all the same
-		case <-worked.C:
-			rested = time.Since(last) >= quiet
-			again = !rested
+		case now = <-timer.C:
+			quiet = true
 		case <-collected:
-			rested = time.Since(last) >= periodic
-			last = time.Now()
-			again = pace.follow(last) && !rested // the first after a while may be that of a load that begins now
+			now = time.Now()
+			quiet = trims.collected(now, pace.follow(now))
 		}
-		if again {
-			worked.Reset(quiet)
-		}
-		if rested {
+		if quiet {
+			trims.done(now)
 			pace.rest()
 			debug.FreeOSMemory()
 		}
-		if rested || pace.working && time.Since(dropped) >= dropEvery {
+		if quiet || pace.working && now.Sub(dropped) >= dropEvery {
 			program().Drop()
-			dropped = time.Now()
+			dropped = now
 		}
+	}
+}
+
+// never is longer than a process runs.
+const never = 100 * 365 * 24 * time.Hour
+
+// trims says when a process is to be trimmed. Not safe for concurrent use.
+type trims struct {
+	second time.Time // not before it, but for the first
+	next   time.Time // when it has to be without anything else happening
+	first  bool      // has been
+	last   time.Time // a collection
+}
+
+// newTrims is for a process that starts now.
+func newTrims(now time.Time) *trims {
+	return &trims{second: now.Add(secondTrim), next: now.Add(firstTrim), last: now}
+}
+
+// collected is told of each garbage collection, and whether nobody asked for it, and reports whether the process is quiet: nothing but time was its cause.
+func (t *trims) collected(now time.Time, own bool) (quietNow bool) {
+	quietNow = now.Sub(t.last) >= periodic
+	t.last = now
+	if own && t.first && !quietNow {
+		t.next = now.Add(quiet) // the first after a while may be that of a load that begins now
+		if t.next.Before(t.second) {
+			t.next = t.second
+		}
+	}
+	return quietNow
+}
+
+// done is told of each trim.
+func (t *trims) done(now time.Time) {
+	t.next = now.Add(never)
+	if !t.first {
+		t.first, t.next = true, t.second
 	}
 }
 
