@@ -3,6 +3,7 @@ package apiserver
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -162,5 +163,34 @@ func (i *Installed) readKinds(v *version, from runtime.EquivalentResourceRegistr
 		i.Kinds[path] = from.KindFor(v.GroupVersion.WithResource(resource), subresource)
 		i.Equivalents[path] = from.EquivalentResourcesFor(v.GroupVersion.WithResource(resource), subresource)
 		slices.SortFunc(i.Equivalents[path], func(a, b schema.GroupVersionResource) int { return strings.Compare(a.String(), b.String()) })
+	}
+}
+
+// CountUpstreamWrites counts the requests that neither our reads nor our writes answer.
+func CountUpstreamWrites(s *Server) *atomic.Int64 {
+	var n atomic.Int64
+	w := s.handler.(*bypass).writer
+	next := w.next
+	w.next = http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		n.Add(1)
+		next.ServeHTTP(rw, req)
+	})
+	return &n
+}
+
+// HotPaths are the paths, without namespaces, of the resources that our way writes.
+func HotPaths() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for gv, paths := range hotResources {
+			root := "/apis/" + gv.String() + "/"
+			if gv.Group == "" {
+				root = "/api/" + gv.Version + "/"
+			}
+			for _, path := range paths {
+				if !strings.Contains(path, "/") && !yield(root+path) {
+					return
+				}
+			}
+		}
 	}
 }

@@ -44,7 +44,7 @@ type group struct {
 
 // installAll serves all groups.
 func (in *installer) installAll(groups *api.Groups) error {
-	all := []group{{groups.Core, "/api", in.schemas.builtin}, {groups.Aggregation, "/apis", in.schemas.extension}, {groups.Extensions, "/apis", in.schemas.extension}}
+	all := []group{{groups.Core, "/api", in.schemas.builtin}, {groups.Aggregation, "/apis", in.schemas.aggregation}, {groups.Extensions, "/apis", in.schemas.extension}}
 	for _, named := range groups.Named {
 		all = append(all, group{named, "/apis", in.schemas.builtin})
 	}

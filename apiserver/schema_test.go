@@ -48,3 +48,16 @@ func TestKindTypes(t *testing.T) {
 	_, err = p.Type("no.such.Type").FromYAML("{}")
 	require.ErrorContains(t, err, unknownType)
 }
+
+// TestExtraKinds: the types that a kind is made of are the same in the documents of its part as in those of the whole.
+func TestExtraKinds(t *testing.T) {
+	for _, k := range []extraKind{apiServiceKind, definitionKind} {
+		own, err := k.schema()
+		require.NoError(t, err)
+		k.definitions = getDefinitions
+		whole, err := k.schema()
+		require.NoError(t, err)
+		require.Greater(t, len(own), 5)
+		require.Equal(t, whole, own)
+	}
+}

@@ -191,14 +191,14 @@ func newInstaller(id *identity, admit admission.Interface, types schemas) *insta
 	}
 }
 
-// schemas are what server-side apply knows of the built-in kinds, and of definitions and APIServices.
-type schemas struct{ builtin, extension *lazyTypes }
+// schemas are what managed fields are made by: those of the built-in kinds, of APIServices and of definitions.
+type schemas struct{ builtin, aggregation, extension *lazyTypes }
 
-// prepareSchemas begins to build the schemas, beside what else a start has to do: the first write needs one.
+// prepareSchemas begins to build the schemas that a start needs, beside what else it has to do: the first write needs one.
 func prepareSchemas() schemas {
-	s := schemas{builtin: &lazyTypes{make: newTypeConverter}, extension: &lazyTypes{make: newExtensionTypeConverter}}
+	s := schemas{builtin: &lazyTypes{make: newTypeConverter}, aggregation: apiServiceKind.lazyTypes(), extension: definitionKind.lazyTypes()}
 	go func() {
-		for _, l := range []*lazyTypes{s.builtin, s.extension} {
+		for _, l := range []*lazyTypes{s.builtin, s.aggregation} {
 			_, _ = l.get() // who uses it gets the error
 		}
 	}()

@@ -69,31 +69,28 @@ type hot struct {
 	owner func() (*ownership.Manager, error)
 }
 
-// hotResources are the resources whose writes take the writer's way.
-var hotResources = []hotName{
-	{schema.GroupVersionResource{Version: "v1", Resource: "pods"}, ""},
-	{schema.GroupVersionResource{Version: "v1", Resource: "pods"}, "status"},
-	{schema.GroupVersionResource{Version: "v1", Resource: "nodes"}, "status"},
-	{schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}, ""},
-	{schema.GroupVersionResource{Version: "v1", Resource: "secrets"}, ""},
-	{schema.GroupVersionResource{Version: "v1", Resource: "events"}, ""},
-	{schema.GroupVersionResource{Group: "events.k8s.io", Version: "v1", Resource: "events"}, ""},
-	{schema.GroupVersionResource{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}, ""},
-	{schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}, ""},
-	{schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"}, ""},
-	{schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}, ""},
+// hotResources are the resources and subresources whose writes take the writer's way: what a cluster writes most, what people write, and what a start writes.
+var hotResources = map[schema.GroupVersion][]string{
+	{Version: "v1"}: {"pods", "pods/status", "nodes", "nodes/status", "configmaps", "secrets", "events", "namespaces", "serviceaccounts", "persistentvolumeclaims",
+		"limitranges", "resourcequotas"},
+	{Group: "events.k8s.io", Version: "v1"}:                {"events"},
+	{Group: "coordination.k8s.io", Version: "v1"}:          {"leases"},
+	{Group: "discovery.k8s.io", Version: "v1"}:             {"endpointslices"},
+	{Group: "apps", Version: "v1"}:                         {"deployments", "replicasets", "statefulsets", "daemonsets"},
+	{Group: "batch", Version: "v1"}:                        {"jobs", "cronjobs"},
+	{Group: "autoscaling", Version: "v2"}:                  {"horizontalpodautoscalers"},
+	{Group: "networking.k8s.io", Version: "v1"}:            {"ingresses", "networkpolicies"},
+	{Group: "policy", Version: "v1"}:                       {"poddisruptionbudgets"},
+	{Group: "rbac.authorization.k8s.io", Version: "v1"}:    {"roles", "rolebindings", "clusterroles", "clusterrolebindings"},
+	{Group: "scheduling.k8s.io", Version: "v1"}:            {"priorityclasses"},
+	{Group: "flowcontrol.apiserver.k8s.io", Version: "v1"}: {"flowschemas", "prioritylevelconfigurations"},
 }
 
 // addHot remembers the hot ones among the resources of a group version.
 func (w *writer) addHot(registry *api.Registry, in *installer, gv schema.GroupVersion, storages map[string]rest.Storage) error {
-	for _, name := range hotResources {
-		if name.GroupVersion() != gv {
-			continue
-		}
-		path := name.Resource
-		if name.subresource != "" {
-			path += "/" + name.subresource
-		}
+	for _, path := range hotResources[gv] {
+		resource, subresource, _ := strings.Cut(path, "/")
+		name := hotName{gv.WithResource(resource), subresource}
 		kind := registry.Kind(name.GroupResource())
 		if storages[path] == nil || kind == nil || !kind.Plain() || kind.Stored.GroupVersion() != gv {
 			continue

@@ -11,12 +11,16 @@ import (
 
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	batchv1 "k8s.io/api/batch/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -165,6 +169,21 @@ var resources = []struct {
 	{discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), "", nil},
 	{networkingv1.SchemeGroupVersion.WithKind("Ingress"), "", fieldpath.NewSet(fieldpath.MakePathOrDie("status"))},
 	{rbacv1.SchemeGroupVersion.WithKind("Role"), "", nil},
+	{rbacv1.SchemeGroupVersion.WithKind("RoleBinding"), "", nil},
+	{rbacv1.SchemeGroupVersion.WithKind("ClusterRole"), "", nil},
+	{rbacv1.SchemeGroupVersion.WithKind("ClusterRoleBinding"), "", nil},
+	{schedulingv1.SchemeGroupVersion.WithKind("PriorityClass"), "", nil},
+	{flowcontrolv1.SchemeGroupVersion.WithKind("FlowSchema"), "", fieldpath.NewSet(fieldpath.MakePathOrDie("status"))},
+	{flowcontrolv1.SchemeGroupVersion.WithKind("PriorityLevelConfiguration"), "", fieldpath.NewSet(fieldpath.MakePathOrDie("status"))},
+	{corev1.SchemeGroupVersion.WithKind("ServiceAccount"), "", nil},
+	{corev1.SchemeGroupVersion.WithKind("LimitRange"), "", nil},
+	{corev1.SchemeGroupVersion.WithKind("ResourceQuota"), "", fieldpath.NewSet(fieldpath.MakePathOrDie("status"))},
+	{corev1.SchemeGroupVersion.WithKind("Node"), "", fieldpath.NewSet(fieldpath.MakePathOrDie("status"))},
+	{appsv1.SchemeGroupVersion.WithKind("DaemonSet"), "", fieldpath.NewSet(fieldpath.MakePathOrDie("status"))},
+	{batchv1.SchemeGroupVersion.WithKind("CronJob"), "", fieldpath.NewSet(fieldpath.MakePathOrDie("status"))},
+	{autoscalingv2.SchemeGroupVersion.WithKind("HorizontalPodAutoscaler"), "", fieldpath.NewSet(fieldpath.MakePathOrDie("status"))},
+	{networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"), "", nil},
+	{policyv1.SchemeGroupVersion.WithKind("PodDisruptionBudget"), "", fieldpath.NewSet(fieldpath.MakePathOrDie("status"))},
 }
 
 // rounds is how many objects of a kind are generated; KNARR_FUZZ_ROUNDS makes it more.

@@ -9,7 +9,15 @@ import (
 
 	"github.com/stretchr/testify/require"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -64,9 +72,17 @@ func filler(r *rand.Rand) *randfill.Filler {
 	)
 }
 
+// examples are of the kinds whose patches are generated.
+var examples = []runtime.Object{
+	&corev1.Pod{}, &corev1.ConfigMap{}, &corev1.Node{}, &corev1.Service{}, &corev1.ServiceAccount{}, &corev1.ResourceQuota{}, &corev1.LimitRange{}, &corev1.PersistentVolumeClaim{},
+	&appsv1.Deployment{}, &appsv1.StatefulSet{}, &appsv1.DaemonSet{}, &batchv1.Job{}, &batchv1.CronJob{}, &autoscalingv2.HorizontalPodAutoscaler{},
+	&networkingv1.Ingress{}, &networkingv1.NetworkPolicy{}, &policyv1.PodDisruptionBudget{}, &rbacv1.ClusterRole{}, &rbacv1.RoleBinding{}, &schedulingv1.PriorityClass{},
+	&flowcontrolv1.FlowSchema{}, &flowcontrolv1.PriorityLevelConfiguration{},
+}
+
 // TestAsUpstream makes the patch from one generated object to another and applies it to a third.
 func TestAsUpstream(t *testing.T) {
-	for _, example := range []runtime.Object{&corev1.Pod{}, &corev1.ConfigMap{}, &corev1.Node{}, &corev1.Service{}} {
+	for _, example := range examples {
 		for _, kind := range []types.PatchType{types.StrategicMergePatchType, types.MergePatchType} {
 			t.Run(reflect.TypeOf(example).String()+string(kind), func(t *testing.T) {
 				known := 0
