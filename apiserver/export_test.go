@@ -100,14 +100,14 @@ func BuiltinVersions(s *Server) (own, upstream map[schema.GroupVersion]*Installe
 			return nil, nil, err
 		}
 		upstream[gv] = &Installed{Aggregated: aggregated, Routes: routesOf(c.RegisteredWebServices()[0])}
-		if err := upstream[gv].readDocument(http.HandlerFunc(c.Dispatch), v.path()); err != nil {
+		if err := upstream[gv].readDocument(http.HandlerFunc(c.Dispatch), v.root()); err != nil {
 			return nil, nil, err
 		}
 		own[gv] = &Installed{Aggregated: v.aggregated}
 		if own[gv].Routes, err = v.allRoutes(); err != nil {
 			return nil, nil, err
 		}
-		if err := own[gv].readDocument(v.handler("", nil), v.path()); err != nil {
+		if err := own[gv].readDocument(v.handler("", nil), v.root()); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -128,7 +128,7 @@ func routesOf(service *restful.WebService) (out []string) {
 
 // allRoutes gives the routes of all resources' services, and of the document's.
 func (v *version) allRoutes() ([]string, error) {
-	root := " " + v.path() + "/"
+	root := " " + v.root() + "/"
 	out := []string{http.MethodGet + root}
 	for resource := range v.routes {
 		service, err := v.serviceOf(resource)
@@ -166,19 +166,21 @@ func (i *Installed) readKinds(v *version, from runtime.EquivalentResourceRegistr
 	}
 }
 
-// CountUpstreamWrites counts the requests that neither our reads nor our writes answer.
-func CountUpstreamWrites(s *Server) *atomic.Int64 {
+// CountUpstreamWrites counts the requests of a user agent that neither our reads nor our writes answer.
+func CountUpstreamWrites(s *Server, agent string) *atomic.Int64 {
 	var n atomic.Int64
 	w := s.handler.(*bypass).writer
 	next := w.next
 	w.next = http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
-		n.Add(1)
+		if req.UserAgent() == agent {
+			n.Add(1)
+		}
 		next.ServeHTTP(rw, req)
 	})
 	return &n
 }
 
-// HotPaths are the paths, without namespaces, of the resources that our way writes.
+// HotPaths are the paths, without namespaces, of the resources and subresources that our way writes.
 func HotPaths() iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for gv, paths := range hotResources {
@@ -187,7 +189,7 @@ func HotPaths() iter.Seq[string] {
 				root = "/api/" + gv.Version + "/"
 			}
 			for _, path := range paths {
-				if !strings.Contains(path, "/") && !yield(root+path) {
+				if !yield(root + path) {
 					return
 				}
 			}

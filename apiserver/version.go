@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"path"
 	"reflect"
 	"slices"
 	"strings"
@@ -102,17 +103,14 @@ func onDemand(make func() (*restful.WebService, error)) http.Handler {
 	})
 }
 
-// path is where the version is served.
-func (v *version) path() string {
-	if v.GroupVersion.Group == "" {
-		return v.Root + "/" + v.GroupVersion.Version
-	}
-	return v.Root + "/" + v.GroupVersion.Group + "/" + v.GroupVersion.Version
+// root is the path that the version is served below.
+func (v *version) root() string {
+	return path.Join(v.Root, v.GroupVersion.Group, v.GroupVersion.Version)
 }
 
 // documentService is the web service that lists the version's resources.
 func (v *version) documentService() (*restful.WebService, error) {
-	service := new(restful.WebService).Path(v.path()).Consumes("*/*")
+	service := new(restful.WebService).Path(v.root()).Consumes("*/*")
 	lister := discovery.APIResourceListerFunc(func() []metav1.APIResource { return v.resources })
 	discovery.NewAPIVersionHandler(v.Serializer, v.GroupVersion, lister).AddToWebService(service)
 	return service, nil

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -93,6 +95,35 @@ func BenchmarkPatchPodStatus(b *testing.B) {
 		i++
 		body := fmt.Sprintf(`{"status":{"phase":"Running","podIP":"10.0.0.1","message":"%d","conditions":[{"type":"Ready","status":"True","lastTransitionTime":"2026-01-01T00:00:00Z"}],"containerStatuses":[{"name":"c","ready":true,"restartCount":0,"image":"i","imageID":"x","state":{"running":{"startedAt":"2026-01-01T00:00:00Z"}}}]}}`, i)
 		send(b, c, http.MethodPatch, root+"/pods/p/status", "application/strategic-merge-patch+json", []byte(body))
+	}
+}
+
+// putStatus gives the writes of a pod's status, by an update of the whole object, as controllers do.
+func putStatus(b testing.TB, c *cluster, path string) func(query string, i int) {
+	w := answerTo(c, http.MethodGet, path, runtime.ContentTypeJSON, runtime.ContentTypeJSON, "bench/1", nil)
+	require.Equal(b, http.StatusOK, w.Code, w.Body)
+	const message = "MESSAGE"
+	pod, err := jsonpatch.MergePatch(w.Body.Bytes(), []byte(`{"metadata":{"resourceVersion":null},"status":{"phase":"Running","podIP":"10.0.0.1","message":"`+message+`","conditions":[{"type":"Ready","status":"True"}]}}`))
+	require.NoError(b, err)
+	return func(query string, i int) {
+		send(b, c, http.MethodPut, path+"/status"+query, runtime.ContentTypeJSON, bytes.Replace(pod, []byte(message), strconv.AppendInt(nil, int64(i), 10), 1))
+	}
+}
+
+// BenchmarkUpdatePodStatus compares our way with upstream's handlers, which take a request that says how to indent.
+func BenchmarkUpdatePodStatus(b *testing.B) {
+	c, root := benchNamespace(b)
+	send(b, c, http.MethodPost, root+"/pods", runtime.ContentTypeProtobuf, encodeProto(b, benchPod("p")))
+	put := putStatus(b, c, root+"/pods/p")
+	for name, query := range map[string]string{"ours": "", "upstream": "?pretty=false"} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				i++
+				put(query, i)
+			}
+		})
 	}
 }
 

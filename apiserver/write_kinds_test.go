@@ -1,17 +1,19 @@
 package apiserver_test
 
 import (
-	"bytes"
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -61,6 +63,9 @@ func startKinds() []fuzzKind {
 // ownAddresses are what two objects of a kind do not share.
 var ownAddresses = regexp.MustCompile(`10\.43\.\d+\.\d+|"(batch.kubernetes.io/)?controller-uid":"[^"]*"|"kubernetes.io/metadata.name":"[^"]*"|UID in object meta: [0-9a-f-]*`)
 
+// bothAgent sends these writes.
+const bothAgent = "both/1"
+
 // wholeObject is how a message begins that has a whole object in it.
 const wholeObject = `"Invalid value: \"{`
 
@@ -97,14 +102,44 @@ func (p *pair) name(place int) string {
 	return [2]string{"both-one", "both-two"}[place]
 }
 
-// do sends one write to both and compares what comes back. NAME in the body is the object's name.
-func (p *pair) do(t *testing.T, method, query, contentType string, named bool, body string) (code int, ours bool) {
+// path is that of the collection in a place.
+func (p *pair) path(place int) string {
+	return strings.Replace(p.kind.path, inNamespace, "/namespaces/"+p.spaces[place]+"/", 1)
+}
+
+// kindWrite is a write of a kind's object. NAME in what it is for and in its body is the object's name. The body of a PUT is what the present object is merged with.
+type kindWrite struct {
+	method, query, contentType, at, body string
+	codes                                []int
+	// ours says that the write has to go our way.
+	ours bool
+}
+
+// body is what is sent to a place.
+func (p *pair) body(t *testing.T, w kindWrite, place int) []byte {
+	t.Helper()
+	body := []byte(strings.ReplaceAll(w.body, "NAME", p.name(place)))
+	if w.method != http.MethodPut {
+		return body
+	}
+	current := answerTo(p.c, http.MethodGet, p.path(place)+"/"+p.name(place), js, js, bothAgent, nil)
+	if current.Code != http.StatusOK {
+		return body
+	}
+	merged, err := jsonpatch.MergePatch(current.Body.Bytes(), body)
+	require.NoError(t, err)
+	return merged
+}
+
+// do sends one write to both and compares what comes back.
+func (p *pair) do(t *testing.T, w kindWrite) {
 	t.Helper()
 	var got [2]*httptest.ResponseRecorder
+	query := w.query
 	for i := range got {
-		path := strings.Replace(p.kind.path, inNamespace, "/namespaces/"+p.spaces[i]+"/", 1)
-		if named {
-			path += "/" + p.name(i)
+		path := p.path(i)
+		if w.at != "" {
+			path += "/" + strings.ReplaceAll(w.at, "NAME", p.name(i))
 		}
 		if i == 1 {
 			query += "&pretty=false"
@@ -112,10 +147,11 @@ func (p *pair) do(t *testing.T, method, query, contentType string, named bool, b
 		if query != "" {
 			path += "?" + strings.TrimPrefix(query, "&")
 		}
+		body := p.body(t, w, i)
 		before := p.count()
-		got[i] = answerTo(p.c, method, path, contentType, js, "both/1", []byte(strings.ReplaceAll(body, "NAME", p.name(i))))
-		if i == 0 {
-			ours = p.count() == before
+		got[i] = answerTo(p.c, w.method, path, w.contentType, js, bothAgent, body)
+		if w.ours && i == 0 {
+			require.Equal(t, before, p.count(), "it goes to upstream's handlers: %s %s %s", w.method, path, w.body)
 		}
 	}
 	like := func(w *httptest.ResponseRecorder) string {
@@ -125,17 +161,90 @@ func (p *pair) do(t *testing.T, method, query, contentType string, named bool, b
 		}
 		return ownAddresses.ReplaceAllString(steady(text), "~")
 	}
-	require.Equal(t, got[1].Code, got[0].Code, "%s\n%s", got[0].Body, got[1].Body)
+	require.Equal(t, got[1].Code, got[0].Code, "%s %s %s\n%s\n%s", w.method, w.at, w.body, got[0].Body, got[1].Body)
 	require.Equal(t, got[1].Header()["Warning"], got[0].Header()["Warning"])
-	require.Equal(t, like(got[1]), like(got[0]), "%s %s %s", method, query, body)
-	return got[0].Code, ours
+	require.Equal(t, like(got[1]), like(got[0]), "%s %s %s %s", w.method, w.at, w.query, w.body)
+	require.Contains(t, w.codes, got[0].Code, "%s %s %s %s: %s", w.method, w.at, w.query, w.body, got[0].Body)
+}
+
+// kindWrites are what is done with an object of each kind, which is at last gone, or would be but for a namespace's own controller. changes says that our way changes such
+// objects, and does not only make them.
+func kindWrites(object string, changes bool) []kindWrite {
+	unknown := strings.Replace(object, `"metadata":{`, `"nothing":1,"metadata":{`, 1)
+	ok, gone := []int{200}, []int{404, 200}
+	return []kindWrite{
+		{"POST", "&dryRun=All", js, "", object, []int{201}, false},
+		{"POST", "", js, "", `{"metadata":{"name":"not/a/name"}}`, []int{422}, false},
+		{"POST", "", js, "", `{"metadata":{"name":"NAME"},"spec":5,"rules":5,"value":"x","subjects":3,"data":5,"secrets":5}`, []int{400}, false},
+		{"POST", "&fieldValidation=Strict", js, "", unknown, []int{400}, false},
+		{"PUT", "", js, "NAME", strings.Replace(object, `"metadata":{`, `"metadata":{"uid":"none",`, 1), []int{404, 409}, false},
+		{"POST", "", js, "", object, []int{201}, true},
+		{"POST", "", js, "", unknown, []int{409}, false},
+		{"POST", "", js, "", object, []int{409}, true},
+		{"PATCH", "", merge, "NAME", `{"metadata":{"labels":{"a":"b"}}}`, ok, changes},
+		{"PATCH", "", smp, "NAME", `{"metadata":{"annotations":{"example.com/c":"d"},"labels":{"a":null},"finalizers":["example.com/f"]}}`, ok, false},
+		{"PATCH", "", smp, "NAME", `{"metadata":{"annotations":{"example.com/c":"d"}}}`, ok, false},
+		{"PATCH", "", merge, "NAME", `{"metadata":{"labels":{"-":"b"}}}`, []int{422}, false},
+		{"PATCH", "", merge, "NAME", `{"spec":"x","rules":"x","value":"x","roleRef":5,"data":5,"secrets":5}`, []int{400, 422}, false},
+		{"PATCH", "&dryRun=All", merge, "NAME", `{"metadata":{"labels":{"dry":"run"}}}`, ok, false},
+		{"PATCH", "&fieldManager=other", smp, "NAME", `{"metadata":{"labels":{"by":"other"}}}`, ok, false},
+		{"PATCH", "", smp, "NAME", `{"metadata":{"name":"elsewhere"}}`, []int{400}, false},
+		{"PUT", "", js, "NAME", `{}`, ok, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"labels":{"put":"1"}}}`, ok, changes},
+		{"PUT", "&fieldManager=third", js, "NAME", `{"metadata":{"labels":{"put":null,"by":null,"more":"x"},"annotations":null}}`, ok, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"labels":{"put":"2"},"managedFields":null}}`, ok, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"resourceVersion":"1","labels":{"put":"3"}}}`, []int{409}, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"resourceVersion":null,"labels":{"put":"4"}}}`, []int{200, 422}, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"uid":"none"}}`, []int{409}, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"uid":null,"labels":{"put":"5"}}}`, []int{200, 422}, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"name":"elsewhere"}}`, []int{400}, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"namespace":"elsewhere","labels":{"put":"6"}}}`, []int{400, 200}, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"namespace":null,"labels":{"put":"7"}}}`, ok, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"labels":{"-":"b"}}}`, []int{422}, false},
+		{"PUT", "", js, "NAME", `{"kind":"Nothing"}`, []int{400}, false},
+		{"PUT", "", js, "NAME", `{"nothing":1,"metadata":{"labels":{"put":"8"}}}`, ok, false},
+		{"PUT", "&fieldValidation=Strict", js, "NAME", `{"nothing":1}`, []int{400}, false},
+		{"PUT", "&dryRun=All", js, "NAME", `{"metadata":{"labels":{"dry":"run"}}}`, ok, false},
+		{"PUT", "", "text/plain", "NAME", `{}`, []int{415}, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"managedFields":[]}}`, ok, false},
+		{"DELETE", "", js, "NAME", `{"preconditions":{"uid":"none"}}`, []int{409}, false},
+		{"DELETE", "", js, "NAME", `{"propagationPolicy":"Background"}`, ok, changes},
+		{"PATCH", "", merge, "NAME", `{"metadata":{"labels":{"while":"ending"}}}`, ok, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"labels":{"while":"putting"}}}`, ok, false},
+		{"PUT", "", js, "NAME", `{"metadata":{"finalizers":null}}`, ok, false},
+		{"DELETE", "", js, "NAME", ``, gone, false},
+		{"DELETE", "", js, "NAME", `{"gracePeriodSeconds":0}`, gone, false},
+		{"PATCH", "", merge, "NAME", `{"metadata":{"labels":{"a":"b"}}}`, gone, false},
+		{"PUT", "", js, "NAME", object, []int{404, 409, 422, 201, 200}, false},
+	}
+}
+
+// statusWrites are done with the status of an object.
+func statusWrites(object string) []kindWrite {
+	ok := []int{200}
+	const at = "NAME/status"
+	return []kindWrite{
+		{"POST", "", js, "", object, []int{201}, true},
+		{"PUT", "", js, at, `{"status":{"conditions":[{"type":"X","status":"True","lastTransitionTime":"2026-01-01T00:00:00Z"}]},"metadata":{"labels":{"by":"status"}}}`, ok, true},
+		{"PUT", "", js, at, `{"spec":{"paused":true,"replicas":7,"parallelism":7,"nodeName":"n","podCIDR":"10.42.8.0/24","minReadySeconds":5},"status":{"conditions":null}}`, ok, false},
+		{"PUT", "", js, at, `{}`, ok, true},
+		{"PUT", "&fieldManager=other", js, at, `{"status":{"conditions":[{"type":"X","status":"False"},{"type":"Y","status":"True"}]}}`, ok, true},
+		{"PUT", "", js, at, `{"status":{"conditions":null},"metadata":{"managedFields":[]}}`, ok, false},
+		{"PUT", "", js, at, `{"metadata":{"resourceVersion":"1"},"status":{"conditions":[{"type":"Z","status":"True"}]}}`, []int{409}, true},
+		{"PUT", "", js, at, `{"status":{"conditions":[{"type":"X","status":"True"},{"type":"X","status":"True"}]}}`, []int{200, 422}, false},
+		{"PATCH", "", smp, at, `{"status":{"conditions":[{"type":"X","status":"Unknown"}]},"spec":{"paused":true}}`, ok, false},
+		{"PATCH", "", merge, at, `{"status":{"conditions":[{"type":"W","status":"Unknown"}]},"metadata":{"annotations":{"a/b":"c"}}}`, ok, false},
+		{"PUT", "", js, at, `{"status":"x"}`, []int{400}, false},
+		{"DELETE", "", js, "NAME", `{"gracePeriodSeconds":0,"propagationPolicy":"Background"}`, ok, false},
+		{"PUT", "", js, at, object, []int{404}, false},
+	}
 }
 
 // TestKindsAreWrittenAsUpstreams: objects of each kind that our way writes, in a server that no controller looks at.
 func TestKindsAreWrittenAsUpstreams(t *testing.T) {
 	c := startCluster(t, vfs.NewMem(), nil)
 	spaces := bothSpaces(t, c)
-	n := apiserver.CountUpstreamWrites(c.server)
+	n := apiserver.CountUpstreamWrites(c.server, bothAgent)
 	hot := map[string]bool{}
 	for path := range apiserver.HotPaths() {
 		hot[path] = true
@@ -145,55 +254,24 @@ func TestKindsAreWrittenAsUpstreams(t *testing.T) {
 		if k.passing || !hot[path] {
 			continue
 		}
-		delete(hot, path)
-		t.Run(path, func(t *testing.T) {
-			obj := k.object.DeepCopyObject()
-			acc, err := meta.Accessor(obj)
-			require.NoError(t, err)
-			acc.SetName("NAME")
-			k.object = obj
-			body := string(k.encode(t, fuzzEncodings()[0]))
-			p := &pair{c: c, kind: k, spaces: spaces, count: n.Load}
-			for _, w := range []struct {
-				method, query, contentType string
-				named                      bool
-				body                       string
-				codes                      []int
-			}{
-				{"POST", "&dryRun=All", js, false, body, []int{201}},
-				{"POST", "", js, false, `{"metadata":{"name":"not/a/name"}}`, []int{422}},
-				{"POST", "", js, false, `{"metadata":{"name":"NAME"},"spec":5,"rules":5,"value":"x","subjects":3,"data":5,"secrets":5}`, []int{400}},
-				{"POST", "&fieldValidation=Strict", js, false, strings.Replace(body, `"metadata":{`, `"nothing":1,"metadata":{`, 1), []int{400}},
-				{"POST", "", js, false, body, []int{201}},
-				{"POST", "", js, false, strings.Replace(body, `"metadata":{`, `"nothing":1,"metadata":{`, 1), []int{409}},
-				{"POST", "", js, false, body, []int{409}},
-				{"PATCH", "", merge, true, `{"metadata":{"labels":{"a":"b"}}}`, []int{200}},
-				{"PATCH", "", smp, true, `{"metadata":{"annotations":{"example.com/c":"d"},"labels":{"a":null},"finalizers":["example.com/f"]}}`, []int{200}},
-				{"PATCH", "", smp, true, `{"metadata":{"annotations":{"example.com/c":"d"}}}`, []int{200}},
-				{"PATCH", "", merge, true, `{"metadata":{"labels":{"-":"b"}}}`, []int{422}},
-				{"PATCH", "", merge, true, `{"spec":"x","rules":"x","value":"x","roleRef":5,"data":5,"secrets":5}`, []int{400, 422}},
-				{"PATCH", "&dryRun=All", merge, true, `{"metadata":{"labels":{"dry":"run"}}}`, []int{200}},
-				{"PATCH", "&fieldManager=other", smp, true, `{"metadata":{"labels":{"by":"other"}}}`, []int{200}},
-				{"PATCH", "", smp, true, `{"metadata":{"name":"elsewhere"}}`, []int{400}},
-				{"DELETE", "", js, true, `{"preconditions":{"uid":"none"}}`, []int{409}},
-				{"DELETE", "", js, true, `{"propagationPolicy":"Background"}`, []int{200}},
-				{"PATCH", "", merge, true, `{"metadata":{"labels":{"while":"ending"}}}`, []int{200}},
-				{"PATCH", "", merge, true, `{"metadata":{"finalizers":null}}`, []int{200}},
-				{"DELETE", "", js, true, ``, []int{404, 200}},
-				{"DELETE", "", js, true, `{"gracePeriodSeconds":0}`, []int{404, 200}},
-				{"PATCH", "", merge, true, `{"metadata":{"labels":{"a":"b"}}}`, []int{404, 200}},
-			} {
-				code, ours := p.do(t, w.method, w.query, w.contentType, w.named, w.body)
-				t.Log(w.method, w.query, w.body[:min(len(w.body), 60)], code, "ours:", ours)
-				require.Contains(t, w.codes, code, "%s %s %s", w.method, w.query, w.body)
-				if w.body == body && w.query == "" {
-					require.True(t, ours, "a create goes our way")
+		k.object = k.object.DeepCopyObject()
+		acc, err := meta.Accessor(k.object)
+		require.NoError(t, err)
+		acc.SetName("NAME")
+		body := string(k.encode(t, fuzzEncodings()[0]))
+		run := func(name string, writes []kindWrite) {
+			delete(hot, name)
+			t.Run(name, func(t *testing.T) {
+				p := &pair{c: c, kind: k, spaces: spaces, count: n.Load}
+				for _, w := range writes {
+					p.do(t, w)
 				}
-			}
-			w := answerTo(c, http.MethodPost, strings.Replace(k.path, inNamespace, "/namespaces/"+spaces[0]+"/", 1), js, runtime.ContentTypeProtobuf, "x/1", []byte(strings.ReplaceAll(body, "NAME", "proto")))
-			require.Equal(t, http.StatusCreated, w.Code)
-			require.True(t, bytes.HasPrefix(w.Body.Bytes(), []byte("k8s\x00")))
-		})
+			})
+		}
+		if status := path + "/status"; hot[status] {
+			run(status, statusWrites(body))
+		}
+		run(path, kindWrites(body, path != "/api/v1/namespaces")) // whose own changes have a namespace in their path
 	}
 	for _, known := range []string{"/api/v1/events", "/apis/events.k8s.io/v1/events", "/apis/discovery.k8s.io/v1/endpointslices"} {
 		delete(hot, known) // TestWritesAreUpstreams has events; slices have no object here
@@ -227,4 +305,34 @@ func TestNobodyEscalates(t *testing.T) {
 	binding.Name, binding.RoleRef = "more", rbacv1.RoleRef{Kind: "ClusterRole", Name: "cluster-admin"}
 	_, err = carl.RoleBindings(ns).Create(ctx, binding, metav1.CreateOptions{})
 	require.ErrorContains(t, err, refusal)
+}
+
+// TestUpdatesMeet: updates without a revision that come at once are all done, one after the other.
+func TestUpdatesMeet(t *testing.T) {
+	const writers, each = 8, 25
+	c := theCluster(t)
+	root := "/api/v1/namespaces/" + bothSpaces(t, c)[0]
+	pod := benchPod("met")
+	pod.Spec.ServiceAccountName = ""
+	send(t, c, http.MethodPost, root+"/pods", runtime.ContentTypeProtobuf, encodeProto(t, pod))
+	put := putStatus(t, c, root+"/pods/met")
+	generation := func() int {
+		w := answerTo(c, http.MethodGet, root+"/pods/met", js, js, bothAgent, nil)
+		var got corev1.Pod
+		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &got))
+		require.Len(t, got.ManagedFields, 2, "who made it, and who writes its status")
+		return int(got.Generation)
+	}
+	put("", 0)
+	before := generation()
+	var wg sync.WaitGroup
+	for i := range writers {
+		wg.Go(func() {
+			for j := range each {
+				put("", 1+i*each+j)
+			}
+		})
+	}
+	wg.Wait()
+	require.Equal(t, before, generation(), "a status is no new generation")
 }
