@@ -59,11 +59,8 @@ func operations(t *testing.T, c *cluster) map[string]func(i int) {
 	ships := "/apis/budget.example.com/v1/namespaces/" + ns.Name + "/ships"
 	defineShips(t, c, ships, "budget.example.com")
 	send(t, c, http.MethodPost, ships, runtime.ContentTypeJSON, shipBody("known"))
-	send(t, c, http.MethodPost, root+"/pods", runtime.ContentTypeProtobuf, encodeProto(t, benchPod("updated")))
-	put := putStatus(t, c, root+"/pods/updated")
 	return map[string]func(i int){
-		"update Pod status": func(i int) { put("", i) },
-		"get Pod":           read("/pods/patched"),
+		"get Pod": read("/pods/patched"),
 		fmt.Sprintf("list %d Secrets", budgetListed):                read("/secrets"),
 		fmt.Sprintf("patch ConfigMap, %d watchers", budgetWatchers): func(int) { watched.change(t) },
 		"create ConfigMap": func(i int) {

@@ -210,7 +210,7 @@ func (m *readMetrics) find(kind *api.Kind, info *apirequest.RequestInfo) *readSe
 }
 
 func (v *requestVectors) series(key seriesKey) *readSeries {
-	verb := map[string]string{"get": "GET", "list": "LIST", "watch": "WATCH", "create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}[key.verb]
+	verb := map[string]string{"get": "GET", "list": "LIST", "watch": "WATCH", "create": "POST", "patch": "PATCH", "delete": "DELETE"}[key.verb]
 	success := http.StatusOK
 	if verb == "POST" {
 		success = http.StatusCreated
@@ -239,7 +239,7 @@ func (v *requestVectors) series(key seriesKey) *readSeries {
 }
 
 // bodyVerbs are what upstream counts the sizes of bodies under.
-var bodyVerbs = map[string]handlersmetrics.RequestBodyVerb{"create": handlersmetrics.Create, "update": handlersmetrics.Update, "patch": handlersmetrics.Patch, "delete": handlersmetrics.Delete}
+var bodyVerbs = map[string]handlersmetrics.RequestBodyVerb{"create": handlersmetrics.Create, "patch": handlersmetrics.Patch, "delete": handlersmetrics.Delete}
 
 // measured is the response writer of one counted request; it forwards what it does not count by Unwrap.
 type measured struct {

@@ -32,7 +32,7 @@ import (
 // writeTimeout bounds a write below the bound of the request, as upstream's handlers.
 const writeTimeout = 34 * time.Second
 
-// writer answers the creates, updates, patches and deletions that a cluster does most, with the same results as upstream's handlers: the same decoders,
+// writer answers the creates, patches and deletions that a cluster does most, with the same results as upstream's handlers: the same decoders,
 // defaults, conversions, admission and REST storage types, but with managed fields and patches of our own, no copies that nobody
 // needs, and an answer from the stored record's shared bytes. Whatever is out of the ordinary goes to upstream's handlers before
 // anything was done.
@@ -73,12 +73,11 @@ type hot struct {
 var hotResources = map[schema.GroupVersion][]string{
 	{Version: "v1"}: {"pods", "pods/status", "nodes", "nodes/status", "configmaps", "secrets", "events", "namespaces", "serviceaccounts", "persistentvolumeclaims",
 		"limitranges", "resourcequotas"},
-	{Group: "events.k8s.io", Version: "v1"}:       {"events"},
-	{Group: "coordination.k8s.io", Version: "v1"}: {"leases"},
-	{Group: "discovery.k8s.io", Version: "v1"}:    {"endpointslices"},
-	{Group: "apps", Version: "v1"}: {"deployments", "deployments/status", "replicasets", "replicasets/status", "statefulsets", "statefulsets/status",
-		"daemonsets", "daemonsets/status"},
-	{Group: "batch", Version: "v1"}:                        {"jobs", "jobs/status", "cronjobs"},
+	{Group: "events.k8s.io", Version: "v1"}:                {"events"},
+	{Group: "coordination.k8s.io", Version: "v1"}:          {"leases"},
+	{Group: "discovery.k8s.io", Version: "v1"}:             {"endpointslices"},
+	{Group: "apps", Version: "v1"}:                         {"deployments", "replicasets", "statefulsets", "daemonsets"},
+	{Group: "batch", Version: "v1"}:                        {"jobs", "cronjobs"},
 	{Group: "autoscaling", Version: "v2"}:                  {"horizontalpodautoscalers"},
 	{Group: "networking.k8s.io", Version: "v1"}:            {"ingresses", "networkpolicies"},
 	{Group: "policy", Version: "v1"}:                       {"poddisruptionbudgets"},
@@ -197,8 +196,6 @@ func (wr *change) serve(rw http.ResponseWriter, req *http.Request) bool {
 	case "create":
 		code = http.StatusCreated
 		result, err = wr.create(ctx)
-	case "update":
-		result, err = wr.replace(ctx)
 	case "delete":
 		result, code, err = wr.delete(ctx)
 	default:

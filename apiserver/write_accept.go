@@ -55,11 +55,6 @@ func (w *writer) accept(req *http.Request) *change {
 		if !can || info.Name != "" || serializers()[wr.contentType].Serializer == nil {
 			return nil
 		}
-	case "update":
-		_, can := h.storage.(rest.Patcher)
-		if !can || h.custom != nil || info.Name == "" || serializers()[wr.contentType].Serializer == nil {
-			return nil
-		}
 	case "patch":
 		if h.custom != nil && wr.contentType != string(types.MergePatchType) {
 			return nil

@@ -110,23 +110,6 @@ func putStatus(b testing.TB, c *cluster, path string) func(query string, i int) 
 	}
 }
 
-// BenchmarkUpdatePodStatus compares our way with upstream's handlers, which take a request that says how to indent.
-func BenchmarkUpdatePodStatus(b *testing.B) {
-	c, root := benchNamespace(b)
-	send(b, c, http.MethodPost, root+"/pods", runtime.ContentTypeProtobuf, encodeProto(b, benchPod("p")))
-	put := putStatus(b, c, root+"/pods/p")
-	for name, query := range map[string]string{"ours": "", "upstream": "?pretty=false"} {
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			i := 0
-			for b.Loop() {
-				i++
-				put(query, i)
-			}
-		})
-	}
-}
-
 // BenchmarkFirstStatusOfPods patches each pod once, as when many start.
 func BenchmarkFirstStatusOfPods(b *testing.B) {
 	c, root := benchNamespace(b)

@@ -160,71 +160,9 @@ func (wr *change) mutate(ctx context.Context, obj runtime.Object, attributes adm
 // patch does what upstream's handler of patches does, in its order.
 // Source: PatchResource in k8s.io/apiserver/pkg/endpoints/handlers/patch.go.
 func (wr *change) patch(ctx context.Context) (runtime.Object, error) {
-	static := wr.updateAttributes()
-	if wr.custom == nil {
-		return wr.become(ctx, static, wr.apply)
-	}
-	wr.outcome.Reads = true
-	return wr.become(ctx, static, func(context.Context, runtime.Object, runtime.Object) (runtime.Object, error) {
-		return wr.applyCustom(wr.writer.admit.quiet(admitStep, static))
-	})
-}
-
-// replace does what upstream's handler of updates does, in its order, to an object that is there.
-// Source: UpdateResource in k8s.io/apiserver/pkg/endpoints/handlers/update.go.
-func (wr *change) replace(ctx context.Context) (runtime.Object, error) {
-	given, err := wr.decode()
-	if err != nil {
-		return nil, wr.refuse()
-	}
-	acc, err := meta.Accessor(given)
-	if err != nil || acc.GetName() != wr.info.Name || repeatsOwner(acc.GetOwnerReferences()) ||
-		rest.EnsureObjectNamespaceMatchesRequestNamespace(rest.ExpectedNamespaceForResource(wr.info.Namespace, wr.GroupVersionResource), acc) != nil {
-		return nil, wr.refuse()
-	}
-	return wr.become(ctx, wr.updateAttributes(), func(_ context.Context, _, current runtime.Object) (runtime.Object, error) {
-		obj := given
-		if given = nil; obj == nil { // another try: the first one has made something else of it
-			if obj, err = wr.decode(); err != nil {
-				return nil, wr.refuse()
-			}
-		}
-		return wr.replaced(current, obj)
-	})
-}
-
-// replaced gives what becomes of the current object by one that was sent. It is called again whenever that has changed in the meantime.
-func (wr *change) replaced(current, obj runtime.Object) (runtime.Object, error) {
-	wr.refused = false
-	old, err := meta.Accessor(current)
-	if err != nil {
-		return nil, wr.refuse()
-	}
-	acc, err := meta.Accessor(obj)
-	if err != nil || old.GetUID() == "" || acc.GetUID() != "" && acc.GetUID() != old.GetUID() {
-		return nil, wr.refuse() // it would be made, or is another
-	}
-	if wr.outcome.Check != nil && old.GetDeletionTimestamp() != nil {
-		return nil, errBeingDeleted
-	}
-	live, err := legacyscheme.Scheme.UnsafeConvertToVersion(current, wr.kind.Stored.GroupVersion())
-	if err != nil {
-		return nil, wr.refuse()
-	}
-	acc.SetNamespace(old.GetNamespace())
-	return wr.own(live, obj)
-}
-
-// updateAttributes are what admission plugins may know of a change before the object is read.
-func (wr *change) updateAttributes() admission.Attributes {
 	options := &metav1.UpdateOptions{FieldManager: wr.fieldManager, FieldValidation: wr.fieldValidation}
 	options.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("UpdateOptions"))
-	return wr.attributes(nil, nil, wr.info.Name, admission.Update, options)
-}
-
-// become makes of an object what apply makes of it.
-func (wr *change) become(ctx context.Context, static admission.Attributes, apply rest.TransformFunc) (runtime.Object, error) {
-	options := static.GetOperationOptions().(*metav1.UpdateOptions)
+	static := wr.attributes(nil, nil, wr.info.Name, admission.Update, options)
 	admit := func(ctx context.Context, obj, old runtime.Object) (runtime.Object, error) {
 		if wr.custom != nil {
 			old = wr.outcome.Before
@@ -237,6 +175,13 @@ func (wr *change) become(ctx context.Context, static admission.Attributes, apply
 			wr.times.hold(obj, old)
 		}
 		return obj, nil
+	}
+	apply := wr.apply
+	if wr.custom != nil {
+		wr.outcome.Reads = true
+		apply = func(context.Context, runtime.Object, runtime.Object) (runtime.Object, error) {
+			return wr.applyCustom(wr.writer.admit.quiet(admitStep, static))
+		}
 	}
 	info := rest.DefaultUpdatedObjectInfo(nil, apply, admit)
 	validate := rest.AdmissionToValidateObjectUpdateFunc(wr.writer.admit, static, wr.scope)
@@ -266,7 +211,7 @@ var errBeingDeleted = errors.New("it is being deleted")
 
 // update changes the object. validate is nil where the outcome's check does the same without copies.
 func (wr *change) update(ctx context.Context, info rest.UpdatedObjectInfo, validate rest.ValidateObjectUpdateFunc, options *metav1.UpdateOptions) (runtime.Object, error) {
-	never := func(context.Context, runtime.Object) error { return wr.absent() } // nothing is created
+	never := func(context.Context, runtime.Object) error { return wr.absent() } // a patch creates nothing
 	out, _, err := wr.storage.(rest.Patcher).Update(ctx, wr.info.Name, info, never, validate, false, options)
 	return out, err
 }
