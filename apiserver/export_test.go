@@ -3,7 +3,6 @@ package apiserver
 import (
 	"encoding/json"
 	"fmt"
-	"iter"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -181,18 +180,11 @@ func CountUpstreamWrites(s *Server, agent string) *atomic.Int64 {
 }
 
 // HotPaths are the paths, without namespaces, of the resources and subresources that our way writes.
-func HotPaths() iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for gv, paths := range hotResources {
-			root := "/apis/" + gv.String() + "/"
-			if gv.Group == "" {
-				root = "/api/" + gv.Version + "/"
-			}
-			for _, path := range paths {
-				if !yield(root + path) {
-					return
-				}
-			}
+func HotPaths() (out []string) {
+	for gv, paths := range hotResources {
+		for _, path := range paths {
+			out = append(out, "/"+pathOf(gv)+"/"+path)
 		}
 	}
+	return out
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"path"
 	"reflect"
 	"slices"
 	"strings"
@@ -105,7 +104,7 @@ func onDemand(make func() (*restful.WebService, error)) http.Handler {
 
 // root is the path that the version is served below.
 func (v *version) root() string {
-	return path.Join(v.Root, v.GroupVersion.Group, v.GroupVersion.Version)
+	return "/" + pathOf(v.GroupVersion)
 }
 
 // documentService is the web service that lists the version's resources.
@@ -213,7 +212,11 @@ func verbsFor(storage rest.Storage) []string {
 			verbs[ofMethod[method]] = true
 		}
 	}
-	note := func(verb string, can bool) { verbs[verb] = verbs[verb] || can }
+	note := func(verb string, can bool) {
+		if can {
+			verbs[verb] = true
+		}
+	}
 	note("create", is[rest.Creater](storage) || is[rest.NamedCreater](storage))
 	note("delete", is[rest.GracefulDeleter](storage))
 	note("deletecollection", is[rest.CollectionDeleter](storage))
@@ -222,8 +225,7 @@ func verbsFor(storage rest.Storage) []string {
 	note("patch", is[rest.Patcher](storage))
 	note("update", is[rest.Updater](storage))
 	note("watch", is[rest.Watcher](storage))
-	delete(verbs, "") // of methods that are no verbs
-	maps.DeleteFunc(verbs, func(_ string, can bool) bool { return !can })
+	delete(verbs, "")                                             // of methods that are no verbs
 	return append([]string{}, slices.Sorted(maps.Keys(verbs))...) // never nil: clients are told of a list
 }
 

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -95,18 +93,6 @@ func BenchmarkPatchPodStatus(b *testing.B) {
 		i++
 		body := fmt.Sprintf(`{"status":{"phase":"Running","podIP":"10.0.0.1","message":"%d","conditions":[{"type":"Ready","status":"True","lastTransitionTime":"2026-01-01T00:00:00Z"}],"containerStatuses":[{"name":"c","ready":true,"restartCount":0,"image":"i","imageID":"x","state":{"running":{"startedAt":"2026-01-01T00:00:00Z"}}}]}}`, i)
 		send(b, c, http.MethodPatch, root+"/pods/p/status", "application/strategic-merge-patch+json", []byte(body))
-	}
-}
-
-// putStatus gives the writes of a pod's status, by an update of the whole object, as controllers do.
-func putStatus(b testing.TB, c *cluster, path string) func(query string, i int) {
-	w := answerTo(c, http.MethodGet, path, runtime.ContentTypeJSON, runtime.ContentTypeJSON, "bench/1", nil)
-	require.Equal(b, http.StatusOK, w.Code, w.Body)
-	const message = "MESSAGE"
-	pod, err := jsonpatch.MergePatch(w.Body.Bytes(), []byte(`{"metadata":{"resourceVersion":null},"status":{"phase":"Running","podIP":"10.0.0.1","message":"`+message+`","conditions":[{"type":"Ready","status":"True"}]}}`))
-	require.NoError(b, err)
-	return func(query string, i int) {
-		send(b, c, http.MethodPut, path+"/status"+query, runtime.ContentTypeJSON, bytes.Replace(pod, []byte(message), strconv.AppendInt(nil, int64(i), 10), 1))
 	}
 }
 

@@ -1,11 +1,13 @@
 package apiserver_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -246,7 +248,7 @@ func TestKindsAreWrittenAsUpstreams(t *testing.T) {
 	spaces := bothSpaces(t, c)
 	n := apiserver.CountUpstreamWrites(c.server, bothAgent)
 	hot := map[string]bool{}
-	for path := range apiserver.HotPaths() {
+	for _, path := range apiserver.HotPaths() {
 		hot[path] = true
 	}
 	for _, k := range append(fuzzKinds(), startKinds()...) {
@@ -307,6 +309,18 @@ func TestNobodyEscalates(t *testing.T) {
 	require.ErrorContains(t, err, refusal)
 }
 
+// putStatus gives the writes of a pod's status, by an update of the whole object, as controllers do.
+func putStatus(t testing.TB, c *cluster, path string) func(i int) {
+	w := answerTo(c, http.MethodGet, path, runtime.ContentTypeJSON, runtime.ContentTypeJSON, "bench/1", nil)
+	require.Equal(t, http.StatusOK, w.Code, w.Body)
+	const message = "MESSAGE"
+	pod, err := jsonpatch.MergePatch(w.Body.Bytes(), []byte(`{"metadata":{"resourceVersion":null},"status":{"phase":"Running","podIP":"10.0.0.1","message":"`+message+`","conditions":[{"type":"Ready","status":"True"}]}}`))
+	require.NoError(t, err)
+	return func(i int) {
+		send(t, c, http.MethodPut, path+"/status", runtime.ContentTypeJSON, bytes.Replace(pod, []byte(message), strconv.AppendInt(nil, int64(i), 10), 1))
+	}
+}
+
 // TestUpdatesMeet: updates without a revision that come at once are all done, one after the other.
 func TestUpdatesMeet(t *testing.T) {
 	const writers, each = 8, 25
@@ -323,13 +337,13 @@ func TestUpdatesMeet(t *testing.T) {
 		require.Len(t, got.ManagedFields, 2, "who made it, and who writes its status")
 		return int(got.Generation)
 	}
-	put("", 0)
+	put(0)
 	before := generation()
 	var wg sync.WaitGroup
 	for i := range writers {
 		wg.Go(func() {
 			for j := range each {
-				put("", 1+i*each+j)
+				put(1 + i*each + j)
 			}
 		})
 	}

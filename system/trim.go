@@ -36,22 +36,22 @@ func trimWhenQuiet(ctx context.Context, pace pace) {
 	now := time.Now()
 	trims, dropped := newTrims(now), now
 	for timer := time.NewTimer(firstTrim); ; timer.Reset(trims.next.Sub(now)) {
-		quiet := false
+		rest := false
 		select {
 		case <-ctx.Done():
 			return
 		case now = <-timer.C:
-			quiet = true
+			rest = true
 		case <-collected:
 			now = time.Now()
-			quiet = trims.collected(now, pace.follow(now))
+			rest = trims.collected(now, pace.follow(now))
 		}
-		if quiet {
+		if rest {
 			trims.done(now)
 			pace.rest()
 			debug.FreeOSMemory()
 		}
-		if quiet || pace.working && now.Sub(dropped) >= dropEvery {
+		if rest || pace.working && now.Sub(dropped) >= dropEvery {
 			program().Drop()
 			dropped = now
 		}
